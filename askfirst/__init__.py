@@ -1,0 +1,1 @@
+"""The command `askfirst`: the demo, and the switches of a running backend."""

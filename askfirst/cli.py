@@ -1,0 +1,269 @@
+"""The command `askfirst`. Commands stay thin: each reads settings, calls one function, and prints what it said.
+
+Imports of the backend stand inside the commands, so that `askfirst --help` does not load a network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import AskFirstError
+from .signals import Interrupted
+
+if TYPE_CHECKING:
+    from backend.dispatch import Dispatcher
+    from backend.project import Workshop
+    from backend.settings import Settings
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="The images your model is least sure about, first: active learning for Label Studio.")
+
+ProjectOption = Annotated[int, typer.Option("--project", "-p", min=1, help="number of the project in Label Studio")]
+GUNICORN_CONFIG = Path("backend") / "gunicorn_conf.py"
+WSGI_APP = "backend.wsgi:app"
+
+
+def main() -> None:
+    """Entry point: errors that somebody can act on are one message, not a traceback."""
+    try:
+        app()
+    except AskFirstError as error:
+        sys.exit(f"askfirst: {error}")
+    except Interrupted as signal:
+        sys.exit(128 + signal.number)
+
+
+def fail(message: str) -> typer.Exit:
+    """Print a message for the user; the caller raises what this returns."""
+    typer.echo(f"askfirst: {message}", err=True)
+    return typer.Exit(1)
+
+
+# ---------------------------------------------------------------------- the demo
+@app.command()
+def demo(
+    images: Annotated[Path | None, typer.Option(
+        help="folder of images, or of one folder per class; without it: 1,797 handwritten digits")] = None,
+    labels: Annotated[Path | None, typer.Option(
+        help="CSV with the header image,<control>: the truth that bots answer with")] = None,
+    bots: Annotated[int, typer.Option(min=0, max=64, help="simulated annotators")] = 0,
+    labels_per_bot: Annotated[int, typer.Option(min=1, help="labels that each of them gives")] = 20,
+    think_time: Annotated[float, typer.Option(min=0.0, help="seconds that a bot looks at an image")] = 0.0,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of Label Studio")] = 8080,
+    backend_port: Annotated[int, typer.Option(min=1, max=65535, help="of the backend")] = 9090,
+    data_dir: Annotated[Path, typer.Option(help="where everything is kept between two starts")] = Path(".demo"),
+    json: Annotated[Path | None, typer.Option(help="write addresses, credentials, times and results here")] = None,
+    exit: Annotated[bool, typer.Option("--exit", help="end everything when the bots are done")] = False,
+    seed: Annotated[int | None, typer.Option(help="seed of every random choice of the backend")] = None,
+    strategy: Annotated[str | None, typer.Option(help="selection strategy, see `askfirst strategies`")] = None,
+) -> None:
+    """Label Studio, Redis, backend and a project with images, connected and ordered, on this machine."""
+    from .demo import Options, run
+
+    if strategy is not None:
+        _known_strategy(strategy)
+    _settings()  # a variable of the environment that cannot be used is told now, not by a child that dies
+    options = Options(images=images, labels=labels, bots=bots, labels_per_bot=labels_per_bot, think_s=think_time,
+                      port=port, backend_port=backend_port, data_dir=data_dir, json=json, exit=exit, seed=seed,
+                      strategy=strategy)
+    raise typer.Exit(run(options))
+
+
+# ---------------------------------------------------------------------- processes
+@app.command()
+def serve() -> None:
+    """The web process, under gunicorn. Port, threads and the rest come from settings."""
+    from .processes import package_path
+
+    _settings()
+    root = Path(__file__).resolve().parents[1]
+    os.environ["PYTHONPATH"] = package_path(os.environ.get("PYTHONPATH", ""))
+    # The same process goes on as gunicorn, so whoever supervises us supervises it.
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(root / GUNICORN_CONFIG), WSGI_APP])
+
+
+@app.command()
+def worker(
+    fast_only: Annotated[bool, typer.Option("--fast-only", help="refreshes and the clock, no embeddings")] = False,
+    slow_only: Annotated[bool, typer.Option("--slow-only", help="embeddings only: for more machines")] = False,
+) -> None:
+    """The workers: refreshes, embeddings, and the clock that finds what was lost. One that dies is started again."""
+    from .workers import roles, run_workers
+
+    if fast_only and slow_only:
+        raise fail("--fast-only and --slow-only exclude each other; without both, everything runs")
+    _settings()
+    run_workers(roles(fast=not slow_only, slow=not fast_only))
+
+
+# ---------------------------------------------------------------------- one project
+@app.command()
+def connect(
+    project: ProjectOption,
+    public_url: Annotated[str | None, typer.Option(
+        help="this backend as Label Studio reaches it, if not as ASKFIRST_PUBLIC_URL says")] = None,
+) -> None:
+    """Connect a project: backend entry, webhook with a secret, sampling, first order. Safe to repeat."""
+    from backend.connect import connect_project
+
+    with _tools() as (workshop, dispatcher):
+        connect_project(workshop, dispatcher, project, url=public_url, say=typer.echo)
+    typer.echo("connected; `askfirst status` tells when the order is served")
+
+
+@app.command()
+def doctor(project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="check this project too")] = None,
+           ) -> None:
+    """Check everything this backend depends on; each line is ok or says what to do. Status 1 when one is not."""
+    from backend import doctor as backend_doctor
+
+    checks = backend_doctor.run(_settings(), project)
+    for check in checks:
+        mark = "ok   " if check.ok else "WRONG"
+        typer.secho(f"{mark} {check.name}: {check.message}", fg=None if check.ok else typer.colors.RED)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="this project only")] = None,
+           ) -> None:
+    """What the backend does for each project, as its status page shows it."""
+    from backend.service import BackendService
+
+    with _tools() as (workshop, dispatcher):
+        overview = BackendService(workshop, dispatcher).overview()
+    shown = [p for p in overview.projects if project in (None, p.project_id)]
+    for warning in overview.warnings:
+        typer.secho(f"! {warning}", fg=typer.colors.YELLOW)
+    typer.echo(f"Label Studio {overview.label_studio_url}, workers: {', '.join(overview.workers) or 'none'}")
+    for p in shown:
+        typer.echo(f"\nproject {p.project_id} {p.title!r}: {p.state}")
+        for name, value in (("model", p.version or "none yet"), ("served", p.pushed or "nothing yet"),
+                            ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
+                            ("accuracy", p.accuracy), ("images", p.representation), ("strategy", p.strategy)):
+            typer.echo(f"  {name:<9} {value}")
+        for warning in p.warnings:
+            typer.secho(f"  ! {warning}", fg=typer.colors.YELLOW)
+    if project is not None and not shown:
+        raise fail(f"project {project} is not connected; run `askfirst connect --project {project}`")
+    if not overview.projects:
+        typer.echo("no project is connected; run `askfirst connect --project NUMBER`")
+
+
+@app.command()
+def versions(project: ProjectOption) -> None:
+    """Model versions of a project, newest first; the live one is marked."""
+    with _tools() as (workshop, _):
+        model = workshop.desk(project).model
+        live = model.live()
+        found = sorted(model.versions(), key=lambda v: v.created_at, reverse=True)
+    if not found:
+        typer.echo(f"project {project} has no model version yet; one comes with the first label")
+    for version in found:
+        mark = "*" if live is not None and version.id == live.id else " "
+        accuracy = version.metrics.get("accuracy")
+        shown = "accuracy unknown" if accuracy is None else f"accuracy {accuracy:.3f} on audit labels"
+        when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}")
+
+
+@app.command()
+def promote(version: Annotated[str, typer.Argument(help="as `askfirst versions` shows it")],
+            project: ProjectOption) -> None:
+    """Let a model version make the order, and keep it until `askfirst connect` lifts the choice."""
+    _choose(project, lambda model: _promoted(model, version))
+
+
+@app.command()
+def rollback(project: ProjectOption) -> None:
+    """Go back to the model version before the live one, and keep it until `askfirst connect` lifts the choice."""
+    _choose(project, lambda model: str(model.roll_back().id))
+
+
+def _promoted(model: Any, version: str) -> str:
+    model.promote(version)
+    return version
+
+
+def _choose(project: int, change: Callable[[Any], str]) -> None:
+    """Change the live version, pin it against newer ones, and have the queue ordered by it."""
+    from training.errors import VersionError
+
+    with _tools() as (workshop, dispatcher):
+        desk = workshop.desk(project)
+        try:
+            version = change(desk.model)
+        except VersionError as error:
+            raise fail(str(error)) from None
+        desk.files.write_pin({"kind": "model version", "version": version, "since": time.time()})
+        wake = workshop.state.record(project, text=f"model version {version} was chosen by command")
+        dispatcher.wake(project, "refresh", wake)
+    typer.echo(f"{version} is live; the queue follows in seconds")
+    typer.echo(f"`askfirst connect --project {project}` lifts this choice")
+
+
+# ---------------------------------------------------------------------- tables
+@app.command()
+def settings() -> None:
+    """Every setting: environment variable, default, unit, meaning."""
+    from backend.settings import settings_table
+
+    for row in settings_table():
+        default = f" [default: {row['default']}]" if row["default"] else ""
+        typer.secho(row["names"], bold=True)
+        typer.echo(f"    {row['help']} ({row['unit']}){default}")
+
+
+@app.command()
+def strategies() -> None:
+    """Selection strategies by name."""
+    from training import api
+
+    for strategy in api.list_strategies():
+        typer.secho(strategy.name, bold=True)
+        typer.echo(f"    {strategy.summary}" + (f" ({strategy.paper})" if strategy.paper else ""))
+
+
+# ---------------------------------------------------------------------- shared
+def _settings() -> Settings:
+    from backend.errors import ConfigError
+    from backend.settings import Settings
+
+    try:
+        return Settings.from_env()
+    except ConfigError as error:
+        raise fail(str(error)) from None
+
+
+@contextmanager
+def _tools() -> Iterator[tuple[Workshop, Dispatcher]]:
+    """The backend's tools; its errors become one message."""
+    from backend.errors import BackendError
+    from backend.worker_context import build
+
+    workshop, dispatcher = build(_settings())
+    try:
+        yield workshop, dispatcher
+    except BackendError as error:
+        raise fail(str(error)) from None
+    finally:
+        workshop.ls.close()
+
+
+def _known_strategy(name: str) -> None:
+    from training import api
+
+    known = [strategy.name for strategy in api.list_strategies()]
+    if name not in known:
+        raise fail(f"there is no strategy {name!r}; choose one of {', '.join(known)}")

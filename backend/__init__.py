@@ -1,0 +1,1 @@
+"""The rim of Ask First: HTTP, the job queue and Label Studio. Decides nothing numeric."""

@@ -1,0 +1,196 @@
+"""Checks what must be right for the loop to run; each line is ok or says what to do."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from .connect import SECRET_HEADER, our_webhooks, webhook_secret
+from .dispatch import Dispatcher
+from .errors import BackendError, LabelStudioRejected
+from .labeling_config import parse
+from .ls_client import LabelStudioClient
+from .project import Workshop
+from .queue_push import SAMPLING, is_ours, read_pushed
+from .settings import Settings
+from .worker_context import build
+
+LEAST_FREE_BYTES = 2 * 2**30
+FLAG = "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def run(settings: Settings, project_id: int | None = None) -> list[Check]:
+    """All checks, in the order in which they make sense; one that fails does not stop the others."""
+    workshop, dispatcher = build(settings)
+    checks = [_guarded(name, check) for name, check in _general(settings, workshop, dispatcher)]
+    if project_id is not None:
+        checks += [_guarded(name, check) for name, check in _of_project(settings, workshop, project_id)]
+    return checks
+
+
+def _guarded(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except _Bad as bad:
+        return Check(name, False, str(bad))
+    except BackendError as error:
+        return Check(name, False, str(error))
+    except OSError as error:
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+class _Bad(Exception):
+    """A check failed; the message says what to do."""
+
+
+def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> Iterator[tuple[str, Callable[[], str]]]:
+    ls = workshop.ls
+    yield "Label Studio", lambda: f"{settings.label_studio_url} answers, version {ls.version()}"
+    yield "token", lambda: _token(ls)
+    yield "Redis", lambda: _redis(workshop)
+    yield "workers", lambda: _workers(dispatcher)
+    yield "web process", lambda: _web(settings)
+    yield "disk", lambda: _disk(settings)
+    yield "representation", lambda: _weights(settings)
+
+
+def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "labelling config", lambda: _config(workshop.ls, project_id)
+    yield "Label Studio to backend", lambda: _reaches_us(workshop, settings, project_id)
+    yield "webhook", lambda: _webhook(workshop, settings, project_id)
+    yield "sampling", lambda: _sampling(workshop.ls, project_id)
+    yield "model version", lambda: _version(workshop, project_id)
+    yield "import of predictions", lambda: _import(workshop, project_id)
+
+
+def _token(ls: LabelStudioClient) -> str:
+    if ls.token_kind == "no token":
+        raise _Bad("LABEL_STUDIO_API_KEY is not set: create a personal access token in Label Studio (Account & Settings)")
+    try:
+        who = ls.whoami()
+    except LabelStudioRejected as error:
+        if ls.token_kind == "legacy token" and error.label_studio_status == 401:
+            raise _Bad("the legacy token is refused. New organisations have legacy tokens switched off: use a personal "
+                       "access token, or start Label Studio with LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN=true") from error
+        raise _Bad(f"the {ls.token_kind} is refused: {error}") from error
+    return f"{ls.token_kind} of {who.get('email') or who.get('username')}"
+
+
+def _redis(workshop: Workshop) -> str:
+    started = time.perf_counter()
+    workshop.state.ping()
+    return f"answers in {(time.perf_counter() - started) * 1000:.1f} ms; projects {workshop.state.projects() or 'none'}"
+
+
+def _workers(dispatcher: Dispatcher) -> str:
+    missing = dispatcher.queues_without_worker()
+    if missing:
+        raise _Bad(f"nobody works on {', '.join(missing)}: start `askfirst worker`")
+    return "; ".join(dispatcher.workers())
+
+
+def _web(settings: Settings) -> str:
+    url = f"http://127.0.0.1:{settings.port}/health"
+    auth = ((settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()) if settings.basic_auth_user else None)
+    try:
+        answer = httpx.get(url, timeout=3.0, auth=auth)
+    except httpx.HTTPError as error:
+        raise _Bad(f"{url} does not answer ({type(error).__name__}): start `askfirst serve` "
+                   "(or ignore this line where the web process runs on another host)") from error
+    if answer.status_code != 200 or answer.json().get("status") != "UP":
+        raise _Bad(f"{url} answers {answer.status_code}; is another program on port {settings.port}?")
+    return f"{url} is up"
+
+
+def _disk(settings: Settings) -> str:
+    settings.model_dir.mkdir(parents=True, exist_ok=True)
+    probe = settings.model_dir / ".doctor"
+    probe.write_text("ok")
+    probe.unlink()
+    free = shutil.disk_usage(settings.model_dir).free
+    if free < LEAST_FREE_BYTES:
+        raise _Bad(f"only {free / 2**30:.1f} GiB free in {settings.model_dir}: embeddings and versions need room")
+    return f"{settings.model_dir} can be written, {free / 2**30:.1f} GiB free"
+
+
+def _weights(settings: Settings) -> str:
+    if not settings.weights:
+        return ("no weights given: features are learnt from the pool itself, which works and is worth less than a "
+                "pretrained network on photographs; set ASKFIRST_WEIGHTS to a file, a URL or 'torchvision'")
+    if settings.weights == "torchvision" or settings.weights.startswith(("http://", "https://")):
+        return f"{settings.backbone} with weights {settings.weights!r}, downloaded at first use"
+    from pathlib import Path
+
+    if not Path(settings.weights).is_file():
+        raise _Bad(f"ASKFIRST_WEIGHTS={settings.weights!r} is not a file that this process can read")
+    return f"{settings.backbone} with weights from {settings.weights}"
+
+
+def _config(ls: LabelStudioClient, project_id: int) -> str:
+    config = parse(ls.project(project_id).label_config)
+    return f"served: {len(config.classes)} classes ({', '.join(config.classes[:8])}); " + "; ".join(config.notes)
+
+
+def _reaches_us(workshop: Workshop, settings: Settings, project_id: int) -> str:
+    url = workshop.state.get(project_id, "url") or settings.url_for_label_studio
+    mine = [b for b in workshop.ls.backends(project_id) if str(b.get("url", "")).rstrip("/") == url]
+    if not mine:
+        raise _Bad(f"{url} is not connected: run `askfirst connect --project {project_id}`")
+    if mine[0].get("state") not in ("CO", "TR", "PR"):
+        raise _Bad(f"Label Studio says {mine[0].get('readable_state')!r}: {mine[0].get('error_message')}. It must reach {url}; "
+                   "private addresses need ML_BLOCK_LOCAL_IP=false on Label Studio")
+    return f"Label Studio reached {url}"
+
+
+def _webhook(workshop: Workshop, settings: Settings, project_id: int) -> str:
+    url = workshop.state.get(project_id, "url") or settings.url_for_label_studio
+    hooks = our_webhooks(workshop.ls, project_id, url)
+    if not hooks:
+        raise _Bad("no webhook points here: labels are found by the tick only, seconds late. Run `askfirst connect`; if that "
+                   "is refused, start Label Studio with SSRF_PROTECTION_ENABLED=false")
+    if not hooks[0].get("is_active", True):
+        raise _Bad("the webhook is switched off in Label Studio (Settings, Webhooks)")
+    if (hooks[0].get("headers") or {}).get(SECRET_HEADER) != webhook_secret(settings):
+        raise _Bad(f"the webhook carries another secret than ours: run `askfirst connect --project {project_id}`")
+    last = workshop.state.events(project_id)
+    return f"set up with our secret; last event {time.time() - last[0]['at']:.0f} s ago" if last else "set up; no event yet"
+
+
+def _sampling(ls: LabelStudioClient, project_id: int) -> str:
+    project = ls.project(project_id)
+    if project.sampling != SAMPLING:
+        raise _Bad(f"sampling is {project.sampling!r}; the order needs {SAMPLING!r}: run `askfirst connect --project {project_id}`")
+    return f"{project.sampling}; overlap {project.overlap}"
+
+
+def _version(workshop: Workshop, project_id: int) -> str:
+    project = workshop.ls.project(project_id)
+    pushed = read_pushed(workshop.state, project_id)
+    if pushed is None:
+        raise _Bad("no order was pushed yet: see the jobs on the status page")
+    if project.model_version != pushed.version:
+        kind = "one of our older ones" if is_ours(project.model_version) else "not ours"
+        raise _Bad(f"Label Studio serves {project.model_version!r} ({kind}), we pushed {pushed.version!r}: chosen by hand, or "
+                   f"about to be put right; `askfirst connect --project {project_id}` hands the queue back to the model")
+    return f"{pushed.version!r}: {len(pushed.ids)} tasks, made from {pushed.labels} labels"
+
+
+def _import(workshop: Workshop, project_id: int) -> str:
+    seconds = float(workshop.state.get(project_id, "import_s") or 0.0)
+    if seconds > 1.0:
+        raise _Bad(f"the last small import took {seconds:.1f} s: start Label Studio with {FLAG}=true; until then the front of "
+                   "the queue is re-ordered in place where that is quicker")
+    return f"the last one took {seconds:.2f} s"

@@ -1,0 +1,158 @@
+"""The labels of a project, kept in step with Label Studio.
+
+Label Studio is the source of truth: a webhook only says which tasks to read again. The annotations read are cached in
+the shared state (so that another worker, or this one after a restart, need not read all), and reduced to labels in
+memory, only those that changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from .labeling_config import LabelingConfig
+from .labels import Label, reduce_annotations
+from .ls_client import LabelStudioClient
+from .state import State
+
+READ_TOGETHER = 4          # Label Studio's built-in server gains nothing beyond
+FULL_READ_ABOVE = 80       # single reads cost 25 ms each; the export of a thousand tasks about a second
+ACTIVE_S = 15 * 60.0       # an annotator counts as present this long after a submit
+_KEPT = ("id", "was_cancelled", "ground_truth", "updated_at", "created_at")
+_KEPT_OF_RESULT = ("id", "from_name", "to_name", "type", "value")
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """Counts for the status page."""
+
+    labelled: int
+    ties: int
+    skipped: int
+    unknown: int
+    empty: int
+
+
+class LabelBook:
+    """Annotations and labels of one project, for the length of a process."""
+
+    def __init__(self, project_id: int) -> None:
+        self.project_id = project_id
+        self.annotations: dict[int, list[dict[str, Any]]] = {}
+        self.labels: dict[int, Label] = {}
+        self._rev: int | None = None       # state's labels_rev that the memory stands for
+        self._config_digest = ""
+
+    # ------------------------------------------------------------------ in step with Label Studio
+    def sync(self, state: State, ls: LabelStudioClient, config: LabelingConfig) -> None:
+        """Read from Label Studio whatever events said changed, and nothing else.
+
+        Events are taken off the list only after their annotations are stored, and only if no later event touched the
+        same task, so a worker killed anywhere in between loses nothing.
+        """
+        dirty, flags, gone = state.dirty(self.project_id), state.flags(self.project_id), state.gone(self.project_id)
+        self._load(state)
+        full = self._rev is None or "all-labels" in flags
+        wanted = set(dirty) | self._tasks_of(gone)
+        if full or len(wanted) > FULL_READ_ABOVE:
+            rows = {int(t["id"]): slim(t["annotations"]) for t in ls.annotated_tasks(self.project_id)}
+            self._store(state, rows, replace=True)
+        elif wanted:
+            with ThreadPoolExecutor(min(READ_TOGETHER, len(wanted))) as pool:
+                read = list(pool.map(lambda t: (t, slim(ls.task_annotations(t) or [])), sorted(wanted)))
+            self._store(state, dict(read))
+        state.clean(self.project_id, "dirty", dirty)
+        state.clean(self.project_id, "gone", gone)
+        if "all-labels" in flags:
+            state.clean(self.project_id, "flags", {"all-labels": flags["all-labels"]})
+        if config.digest != self._config_digest:
+            self._config_digest = config.digest
+            self.labels = {t: reduce_annotations(a, config) for t, a in self.annotations.items()}
+        else:
+            for task in (self.annotations if full else wanted):
+                if task in self.annotations:
+                    self.labels[task] = reduce_annotations(self.annotations[task], config)
+            for task in [t for t in self.labels if t not in self.annotations]:
+                del self.labels[task]
+
+    def _load(self, state: State) -> None:
+        rev = state.get(self.project_id, "labels_rev")
+        if rev is not None and rev == self._rev:
+            return
+        cached = state.annotations(self.project_id)
+        if cached is None:
+            self._rev = None
+            return
+        self.annotations, self._rev = cached, rev
+        self.labels, self._config_digest = {}, ""
+
+    def _store(self, state: State, changed: Mapping[int, list[dict[str, Any]]], *, replace: bool = False) -> None:
+        rev = state.put_annotations(self.project_id, changed, replace=replace)
+        if replace:
+            self.annotations, self.labels, self._config_digest = {t: a for t, a in changed.items() if a}, {}, ""
+        else:
+            for task, annotations in changed.items():
+                if annotations:
+                    self.annotations[task] = annotations
+                else:
+                    self.annotations.pop(task, None)
+        # Another process may have stored something in between: then the number is not the next one, and the
+        # memory is loaded again.
+        self._rev = rev if replace or self._rev is None or rev == self._rev + 1 else None
+
+    def _tasks_of(self, annotation_ids: Iterable[int]) -> set[int]:
+        ids = set(annotation_ids)
+        if not ids:
+            return set()
+        return {t for t, rows in self.annotations.items() if any(a.get("id") in ids for a in rows)}
+
+    # ------------------------------------------------------------------ what the loop asks
+    def classes(self, config: LabelingConfig) -> dict[int, int]:
+        """Task -> index of its agreed class in `config.classes`."""
+        index = {c: i for i, c in enumerate(config.classes)}
+        return {t: index[v] for t, label in self.labels.items() if (v := label.value) is not None and v in index}
+
+    def annotators_of(self, task_id: int) -> int:
+        """Different people whose annotation of the task counts (skips do not)."""
+        return len({a.get("completed_by") for a in self.annotations.get(task_id, ()) if not a.get("was_cancelled")})
+
+    def is_skipped(self, task_id: int) -> bool:
+        """Somebody skipped the task and nobody answered it."""
+        rows = self.annotations.get(task_id, ())
+        return bool(rows) and all(a.get("was_cancelled") for a in rows)
+
+    def active_annotators(self, now: float | None = None) -> int:
+        """People who submitted within the last quarter of an hour; at least one."""
+        since = datetime.fromtimestamp((time.time() if now is None else now) - ACTIVE_S, UTC)
+        stamp = since.strftime("%Y-%m-%dT%H:%M:%S")  # Label Studio's times are UTC in this form: they sort as text
+        recent = {a.get("completed_by") for rows in self.annotations.values() for a in rows
+                  if str(a.get("updated_at", "")) >= stamp}
+        return max(1, len(recent))
+
+    def counted(self) -> tuple[int, int]:
+        """(annotations that are not skips, tasks that have one): what Label Studio's project counts too."""
+        per_task = [sum(not a.get("was_cancelled") for a in rows) for rows in self.annotations.values()]
+        return sum(per_task), sum(n > 0 for n in per_task)
+
+    def summary(self) -> LabelSummary:
+        kinds = [label.kind for label in self.labels.values()]
+        return LabelSummary(labelled=kinds.count("agreed"), ties=kinds.count("tie"), skipped=kinds.count("skipped"),
+                            unknown=kinds.count("unknown"), empty=kinds.count("empty"))
+
+
+def slim(annotations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Annotations with only the keys that labels are made of; `completed_by` as a number."""
+    rows = []
+    for annotation in annotations:
+        by = annotation.get("completed_by")
+        rows.append({
+            **{k: annotation[k] for k in _KEPT if annotation.get(k) is not None},
+            "completed_by": by.get("id") if isinstance(by, dict) else by,
+            "result": [{k: r[k] for k in _KEPT_OF_RESULT if k in r}
+                       for r in annotation.get("result") or [] if isinstance(r, dict)],
+        })
+    return rows

@@ -1,0 +1,203 @@
+"""Annotations of Label Studio reduced to one label per task. Pure.
+
+An annotation is a dict as it comes in exports, in webhooks and from /api/tasks; `completed_by` is an int in
+most and a dict in some. The rules, in this order:
+
+1. Skipped annotations (`was_cancelled`) say nothing about the image.
+2. Only results of our control about the whole image count: no other `from_name`, no per-region answers.
+3. If any annotation with an answer is marked as ground truth, only those count.
+4. Of several annotations by one annotator the newest counts.
+5. Answers that the config does not know are kept aside and counted; they return with their label (`remap`).
+6. The label with most votes wins. A tie has no label: it is shown to people and not trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from .labeling_config import Control, LabelingConfig
+
+Kind = Literal["agreed", "tie", "skipped", "unknown", "empty"]
+Votes = tuple[tuple[str, int], ...]
+
+# Keys of a result's value that place it somewhere in the image (or text, sound, video).
+_REGION_KEYS = frozenset(
+    "x y width height radiusX radiusY points vertices rle start end startOffset ranges sequence".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the annotators of one task said."""
+
+    value: str | None  # a class of the config, only when kind is "agreed"
+    kind: Kind
+    votes: Votes = ()  # (label, annotators), most first, then by name; only labels of the config
+    annotation_ids: tuple[int, ...] = ()  # annotations whose answers were counted, known or not, ascending
+    unknown: Votes = ()  # answers the config does not know
+    ground_truth: bool = False  # decided by annotations marked as ground truth
+
+
+@dataclass(frozen=True)
+class Remapped:
+    """Labels under a changed set of classes."""
+
+    labels: dict[int, Label]  # by task id; the same tasks as before
+    added: tuple[str, ...]  # classes that are new
+    removed: tuple[str, ...]  # classes that are gone
+    set_aside: tuple[int, ...]  # tasks that lost their label with its class; kept as "unknown"
+    restored: tuple[int, ...]  # tasks that have a label now and had none before
+
+
+@dataclass(frozen=True)
+class _Answer:
+    annotation_id: int
+    annotator: object
+    at: float  # unix seconds
+    ground_truth: bool
+    value: str | None  # None: submitted without an answer
+
+
+def reduce_annotations(annotations: Iterable[Any], config: LabelingConfig) -> Label:
+    """One label from all annotations of one task; never raises on odd shapes."""
+    control = config.control
+    usable = [a for a in annotations if isinstance(a, Mapping)]
+    submitted = [a for a in usable if not a.get("was_cancelled")]
+    if not submitted:
+        return Label(None, "skipped" if usable else "empty")
+    answers = [_answer(a, control) for a in submitted]
+    truths = [a for a in answers if a.ground_truth and a.value is not None]
+    counted = [a for a in _newest_per_annotator(truths or answers) if a.value is not None]
+    counts = Counter(a.value for a in counted if a.value is not None)
+    label = _settle(counts, control.classes)
+    ids = tuple(sorted(a.annotation_id for a in counted))
+    return replace(label, annotation_ids=ids, ground_truth=bool(truths))
+
+
+def remap(labels: Mapping[int, Label], old_classes: Sequence[str], new_classes: Sequence[str]) -> Remapped:
+    """Settle all labels again after classes were added, renamed or removed; no vote is ever thrown away.
+
+    A renamed class is one removed and one added: only people know that they mean the same. Labels of a
+    removed class become "unknown" and return when the class returns.
+    """
+    settled = {task_id: _resettle(label, new_classes) for task_id, label in labels.items()}
+    return Remapped(
+        labels=settled,
+        added=tuple(c for c in new_classes if c not in set(old_classes)),
+        removed=tuple(c for c in old_classes if c not in set(new_classes)),
+        set_aside=tuple(t for t, new in settled.items() if new.value is None and labels[t].value is not None),
+        restored=tuple(t for t, new in settled.items() if new.value is not None and labels[t].value is None),
+    )
+
+
+def class_indices(labels: Mapping[int, Label], classes: Sequence[str]) -> dict[int, int]:
+    """Task id -> class index, for the tasks whose label is agreed and among `classes`."""
+    index = {name: i for i, name in enumerate(classes)}
+    agreed = ((t, label.value) for t, label in labels.items() if label.value is not None)
+    return {t: index[value] for t, value in agreed if value in index}
+
+
+def summary(labels: Iterable[Label]) -> tuple[dict[Kind, int], Votes]:
+    """How many tasks there are of each kind, and how many answers of each unknown label."""
+    kinds: dict[Kind, int] = {"agreed": 0, "tie": 0, "skipped": 0, "unknown": 0, "empty": 0}
+    unknown: Counter[str] = Counter()
+    for label in labels:
+        kinds[label.kind] += 1
+        unknown.update(dict(label.unknown))
+    return kinds, _ranked(unknown)
+
+
+def _settle(counts: Mapping[str, int], classes: Sequence[str]) -> Label:
+    names = set(classes)
+    known = _ranked({value: n for value, n in counts.items() if value in names})
+    unknown = _ranked({value: n for value, n in counts.items() if value not in names})
+    if not known:
+        return Label(None, "unknown" if unknown else "empty", unknown=unknown)
+    if len(known) > 1 and known[0][1] == known[1][1]:
+        return Label(None, "tie", known, unknown=unknown)
+    return Label(known[0][0], "agreed", known, unknown=unknown)
+
+
+def _resettle(label: Label, classes: Sequence[str]) -> Label:
+    if label.kind in ("skipped", "empty"):
+        return label
+    settled = _settle(dict(label.votes + label.unknown), classes)
+    return replace(settled, annotation_ids=label.annotation_ids, ground_truth=label.ground_truth)
+
+
+def _ranked(counts: Mapping[str, int]) -> Votes:
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _newest_per_annotator(answers: Sequence[_Answer]) -> list[_Answer]:
+    newest: dict[object, _Answer] = {}
+    for answer in answers:
+        other = newest.get(answer.annotator)
+        if other is None or (answer.at, answer.annotation_id) > (other.at, other.annotation_id):
+            newest[answer.annotator] = answer
+    return list(newest.values())
+
+
+def _answer(annotation: Mapping[str, Any], control: Control) -> _Answer:
+    raw_id = annotation.get("id")
+    annotation_id = raw_id if isinstance(raw_id, int) else -1
+    return _Answer(
+        annotation_id=annotation_id,
+        annotator=_annotator(annotation),
+        at=_seconds(annotation.get("updated_at") or annotation.get("created_at")),
+        ground_truth=annotation.get("ground_truth") is True,
+        value=_value(annotation.get("result"), control),
+    )
+
+
+def _seconds(text: Any) -> float:
+    # Not compared as text: Label Studio leaves the fraction out when it is zero, and ".5Z" sorts before "Z".
+    try:
+        at = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return 0.0
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _annotator(annotation: Mapping[str, Any]) -> object:
+    by = annotation.get("completed_by")
+    if isinstance(by, Mapping):
+        by = by.get("id", by.get("email"))
+    # A deleted user leaves nothing: such annotations cannot be told apart, so each counts for itself.
+    return ("annotation", id(annotation)) if by is None or isinstance(by, (list, dict)) else ("user", str(by))
+
+
+def _value(result: Any, control: Control) -> str | None:
+    """The answer to our control; several different ones are joined into an answer that no config has."""
+    items = [item for item in result if isinstance(item, Mapping)] if isinstance(result, list) else []
+    regions = {item.get("id") for item in items if _places(item)} - {None}
+    values: list[str] = []
+    for item in items:
+        if item.get("from_name") != control.name or item.get("type", "choices") != "choices":
+            continue
+        if _places(item) or (item.get("id") is not None and item.get("id") in regions):
+            continue
+        value = item.get("value")
+        chosen = value.get("choices") if isinstance(value, Mapping) else None
+        values.extend(_names(chosen))
+    distinct = list(dict.fromkeys(values))
+    return f"several answers: {', '.join(distinct)}" if len(distinct) > 1 else next(iter(distinct), None)
+
+
+def _places(item: Mapping[str, Any]) -> bool:
+    value = item.get("value")
+    return isinstance(value, Mapping) and not _REGION_KEYS.isdisjoint(value)
+
+
+def _names(chosen: Any) -> list[str]:
+    """Chosen labels; a path of one step (left by `allowNested`) is that step, others are joined."""
+    if isinstance(chosen, str):
+        chosen = [chosen]
+    if not isinstance(chosen, list):
+        return []
+    names = [" / ".join(map(str, c)) if isinstance(c, list) else str(c) for c in chosen if c is not None]
+    return [name for name in names if name]

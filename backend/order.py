@@ -1,0 +1,73 @@
+"""An order of tasks on its way to Label Studio, and the file in which the newest one is kept for the web process."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training import api as training
+
+from .wire import order_scores
+
+
+@dataclass(frozen=True)
+class Order:
+    """Tasks in the order in which they should be labelled; arrays of one length n."""
+
+    version: str                # version string in Label Studio ("" before it is pushed)
+    model: str                  # model version ("" before the first label)
+    classes: tuple[str, ...]
+    ids: np.ndarray             # int64
+    scores: np.ndarray          # float64, strictly rising, in [0, 1]: what Label Studio holds
+    confidence: np.ndarray      # float32, calibrated, in [0, 1]
+    label: np.ndarray           # int32, index into classes, -1: none
+    reason: np.ndarray          # int8, index into training.REASONS
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def named(self, version: str) -> Order:
+        return Order(**{**self.__dict__, "version": version})
+
+    def head(self, count: int) -> Order:
+        """The first `count` tasks; their scores are kept."""
+        cut = {n: getattr(self, n)[:count] for n in ("ids", "scores", "confidence", "label", "reason")}
+        return Order(**{**self.__dict__, **cut})
+
+    def shown_label(self, row: int, above: float) -> str | None:
+        """The pre-label of a row: only where the model is sure enough, so that nobody is led astray."""
+        index = int(self.label[row])
+        return self.classes[index] if 0 <= index < len(self.classes) and self.confidence[row] >= above else None
+
+
+def from_ranking(ranking: training.Ranking, classes: tuple[str, ...]) -> Order:
+    """Scores for a ranking: the one place where an order becomes numbers for Label Studio."""
+    return Order(version="", model=ranking.version or "", classes=classes, ids=ranking.example_ids,
+                 scores=np.asarray(order_scores(ranking.confidence), dtype=np.float64),
+                 confidence=ranking.confidence, label=ranking.label, reason=ranking.reason)
+
+
+def write_order(path: Path, order: Order) -> None:
+    """Write whole, then rename: a reader sees the old order or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with part.open("wb") as file:
+        np.savez(file, version=np.array(order.version), model=np.array(order.model),
+                 classes=np.array(order.classes, dtype=np.str_), ids=order.ids, scores=order.scores,
+                 confidence=order.confidence, label=order.label, reason=order.reason)
+    os.replace(part, path)
+
+
+def read_order(path: Path) -> Order | None:
+    """The order kept in a file; None when there is none or it cannot be read (it is made anew by the next push)."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Order(version=str(data["version"]), model=str(data["model"]),
+                         classes=tuple(str(c) for c in data["classes"]), ids=data["ids"], scores=data["scores"],
+                         confidence=data["confidence"], label=data["label"], reason=data["reason"])
+    except (FileNotFoundError, ValueError, KeyError, OSError, EOFError):
+        return None

@@ -1,0 +1,129 @@
+"""A project's state in words and numbers, for the status page and `askfirst status`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from training import api as training
+
+from .dispatch import Dispatcher
+from .errors import BackendError, UnsupportedLabelConfig
+from .order import Order, read_order
+from .ports import ProjectOverview, QueueEntry
+from .project import ProjectDesk, Workshop
+from .queue_push import read_pushed
+from .refresh import SERVED_FILE
+
+HEAD = 12
+
+
+def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> ProjectOverview:
+    """What is known here about a project; asks Label Studio nothing, so it answers while Label Studio is away.
+
+    Raises: StoreUnavailable.
+    """
+    state = workshop.state
+    cached = state.get(project_id, "project")
+    if cached is None:
+        return ProjectOverview(project_id, "", "waiting for Label Studio to describe the project", None, None, 0, 0, 0,
+                               "not known yet", "not known yet", workshop.settings.strategy,
+                               warnings=_warnings(workshop, project_id, None), events=state.events(project_id))
+    desk = workshop.desk(project_id)
+    desk.model.refresh_pool()
+    live = desk.model.live()
+    tasks = desk.files.tasks()
+    pushed = read_pushed(state, project_id)
+    order = read_order(desk.home / SERVED_FILE)
+    annotated = state.annotated_ids(project_id)
+    unlabelled = sum(t not in annotated for t in tasks.ids)
+    representation = desk.model.representation()
+    try:
+        strategy = desk.options.strategy or workshop.settings.strategy
+    except UnsupportedLabelConfig:
+        strategy = workshop.settings.strategy
+    jobs = _jobs(workshop, dispatcher, project_id)
+    return ProjectOverview(
+        project_id=project_id, title=desk.project.title,
+        state=_sentence(workshop, desk, jobs, unlabelled, pushed is not None),
+        version=live.id if live else None, pushed=pushed.version if pushed else None,
+        labels_used=live.labels_used if live else 0, tasks=len(tasks.ids), unlabelled=unlabelled,
+        accuracy=accuracy_sentence(live), representation=representation.note if representation else "nothing is embedded yet",
+        strategy=strategy, warnings=_warnings(workshop, project_id, desk),
+        queue=_queue(order, annotated) if order else (), events=state.events(project_id)[:10], jobs=jobs)
+
+
+def accuracy_sentence(live: training.VersionInfo | None) -> str:
+    """Audit accuracy with its interval, or why there is none."""
+    if live is None:
+        return "no model yet: the first tasks are chosen to cover the pool"
+    n = int(live.metrics.get("audit_n") or 0)
+    accuracy, low, high = (live.metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
+    if not n or accuracy is None or low is None or high is None:
+        return "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
+    return f"{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, {n} audit labels)"
+
+
+def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]], unlabelled: int, pushed: bool) -> str:
+    pin = desk.files.pin()
+    if pin:
+        return (f"held: {pin['kind']} {pin['version']!r} was chosen by hand; "
+                f"`askfirst connect --project {desk.id}` hands the queue back to the model")
+    running = [j for j in jobs if j["state"] == "started"]
+    if running:
+        return f"{running[0]['what']} {running[0]['progress']}".strip()
+    if not pushed:
+        return "preparing the first order"
+    if not unlabelled:
+        return "every task has an annotation"
+    return "in step: the queue follows the model"
+
+
+def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
+    state = workshop.state
+    found = [str(text) for name in ("problem", "trouble") if (text := state.get(project_id, name))]
+    unreadable = state.get(project_id, "unreadable_count")
+    if unreadable:
+        examples = list((state.get(project_id, "unreadable") or {}).items())[:3]
+        found.append(f"{unreadable} image(s) cannot be read; these tasks are asked last. "
+                     + "; ".join(f"task {t}: {reason}" for t, reason in examples))
+    if desk is not None:
+        try:
+            found += desk.config.notes
+        except BackendError as error:
+            found.append(str(error))
+        if desk.project.min_annotations == 1:
+            found.append("'Start model training on annotation submission' is on in Label Studio (Settings, Model): each submit "
+                         "then waits for one more call to this backend, and gains nothing, since labels are learnt anyway")
+        if float(state.get(project_id, "import_s") or 0) > 1.0:
+            found.append(
+                "importing predictions is slow here: start Label Studio with "
+                "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true")
+    return found
+
+
+def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:
+    entries = []
+    for row in range(len(order)):
+        task = int(order.ids[row])
+        if task in annotated:
+            continue
+        label = int(order.label[row])
+        entries.append(QueueEntry(task, float(order.scores[row]), float(order.confidence[row]),
+                                  order.classes[label] if 0 <= label < len(order.classes) else None,
+                                  training.REASONS[int(order.reason[row])]))
+        if len(entries) == HEAD:
+            break
+    return entries
+
+
+def _jobs(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> list[dict[str, Any]]:
+    rows = []
+    for job in dispatcher.jobs(project_id):
+        state = job.state
+        kind = job.id.partition("-")[0]
+        if state == "started" and kind != "adopt" and time.time() - job.since > 2 \
+                and workshop.state.holder(project_id, kind) is None:
+            state = "lost"   # its worker was killed; RQ finds out later, the tick has woken another
+        rows.append({"id": job.id, "what": job.what, "state": state, "progress": job.progress, "since": job.since})
+    return rows

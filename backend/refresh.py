@@ -1,0 +1,292 @@
+"""The fast path: labels -> refit -> order -> push. One call brings a project from where it is to where it should be.
+
+Nothing here remembers what it was doing: each step compares what is with what should be, so a run that was killed is
+simply run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from training import api as training
+
+from .errors import BackendError, UnsupportedLabelConfig
+from .label_book import LabelBook
+from .labeling_config import LabelingConfig
+from .order import Order, from_ranking, read_order, write_order
+from .project import ProjectDesk, Tasks
+from .queue_push import (
+    FRONT_TASKS,
+    SAMPLING,
+    Pushed,
+    QueuePusher,
+    Row,
+    read_pushed,
+    version_string,
+    write_pushed,
+)
+from .state import State
+from .triggers import (
+    Fit,
+    FitPolicy,
+    LabelFacts,
+    Push,
+    QueueFacts,
+    Wait,
+    decide_fit,
+    decide_push,
+    judge_settings,
+    sprint_size,
+)
+
+log = structlog.get_logger(__name__)
+
+SERVED_FILE, FULL_FILE = "served.npz", "full.npz"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a refresh did, for the log and the job's result."""
+
+    fitted: str | None
+    waited: str | None
+    pushed: str | None
+    labels: int
+    seconds: dict[str, float]
+
+
+class Refresher:
+    """Refreshes one project; lives as long as the worker, so that labels and embeddings stay warm."""
+
+    def __init__(self, desk: ProjectDesk) -> None:
+        self.desk = desk
+        self.book = LabelBook(desk.id)
+
+    # ------------------------------------------------------------------ the whole way
+    def run(self) -> Outcome:
+        """Bring the project up to date.
+
+        Raises:
+            LabelStudioUnavailable, StoreUnavailable: run again later, nothing is lost.
+            UnsupportedLabelConfig: shown on the page; labels and queue stay as they are.
+        """
+        clock = Stopwatch()
+        state, desk = self._state, self.desk
+        flags = state.flags(desk.id)
+        asked = "train" in flags
+        config = self._config()
+        if desk.files.tasks().image_key not in ("", config.image_key):
+            state.record(desk.id, text="the config shows another data key", flags=["tasks"])
+        self.book.sync(state, desk.workshop.ls, config)
+        clock.lap("labels")
+        desk.model.refresh_pool()
+        fitted, waited = self._fit(asked)
+        clock.lap("fit")
+        self._check_settings(reread="project" in flags)
+        clock.lap("settings")
+        pushed = self._push(clock)
+        state.clean(desk.id, "flags", {f: n for f, n in flags.items() if f in ("train", "project")})
+        outcome = Outcome(fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)),
+                          seconds=clock.laps)
+        state.put(desk.id, "last_refresh", {"at": time.time(), "seconds": clock.laps, "fitted": fitted,
+                                            "waited": waited, "pushed": pushed, "labels": outcome.labels})
+        return outcome
+
+    @property
+    def _state(self) -> State:
+        return self.desk.workshop.state
+
+    def _config(self) -> LabelingConfig:
+        try:
+            config = self.desk.config
+        except UnsupportedLabelConfig as error:
+            self._state.put(self.desk.id, "problem", str(error))
+            raise
+        if self._state.get(self.desk.id, "problem") is not None:
+            self._state.drop(self.desk.id, "problem")
+        return config
+
+    # ------------------------------------------------------------------ learning
+    def split(self) -> tuple[dict[int, int], dict[int, int]]:
+        """(labels to train on, labels to measure with): task -> class index."""
+        embedded = set(self.desk.model.embedded_ids().tolist())
+        labels = {t: c for t, c in self.book.classes(self.desk.config).items() if t in embedded}
+        audit = {t: c for t, c in labels.items() if self.desk.audit(t)}
+        return {t: c for t, c in labels.items() if t not in audit}, audit
+
+    def _fit(self, asked: bool) -> tuple[str | None, str | None]:
+        desk, config = self.desk, self.desk.config
+        train, audit = self.split()
+        newest = desk.model.newest()
+        known = {} if newest is None else desk.model.labels_of(newest.id)
+        now = {t: config.classes[c] for t, c in (train | audit).items()}
+        facts = LabelFacts(
+            count=len(train), changed=sum(now.get(t) != known.get(t) for t in now.keys() | known.keys()),
+            classes_changed=newest is not None and newest.classes != config.classes, fitted=newest is not None)
+        settings = desk.workshop.settings
+        policy = FitPolicy(each_n=desk.options.retrain_every or settings.start_training_each_n_updates,
+                           min_annotations=max(desk.project.min_annotations, desk.options.min_labels or 0))
+        decision = decide_fit(facts, policy, asked=asked)
+        if isinstance(decision, Wait):
+            return None, decision.reason.value
+        assert isinstance(decision, Fit)
+        version = desk.model.fit(
+            training.LabelledSet(labels=train, classes=config.classes, weights=None),
+            training.LabelledSet(labels=audit, classes=config.classes, weights=None),
+            generation=(newest.generation if newest else 0) + 1,
+            source={"project": desk.id, "label_studio": desk.workshop.settings.label_studio_url,
+                    "labels": len(train), "audit": len(audit)})
+        if (desk.files.pin() or {}).get("kind") != "model version":
+            desk.model.promote(version.id)
+        return version.id, None
+
+    # ------------------------------------------------------------------ settings that people may change
+    def _check_settings(self, *, reread: bool) -> None:
+        """Put right what broke, respect what was chosen."""
+        desk, state = self.desk, self._state
+        if not reread:
+            return
+        project = desk.workshop.ls.project(desk.id)
+        titles = frozenset(str(b.get("title")) for b in desk.workshop.ls.backends(desk.id))
+        pushed, pin = read_pushed(state, desk.id), desk.files.pin()
+        held = pin["version"] if pin and pin["kind"] == "version in Label Studio" else None
+        standing = judge_settings(
+            model_version=project.model_version, sampling=project.sampling, wanted_sampling=SAMPLING,
+            pushed=pushed.version if pushed else None, backend_titles=titles, held=held)
+        if standing.hold and standing.hold != held and pin is None:
+            desk.files.write_pin({"kind": "version in Label Studio", "version": standing.hold, "since": time.time()})
+            state.note(desk.id, f"version {standing.hold!r} was chosen by hand in Label Studio: the order stays as it is")
+        elif held and not standing.hold:
+            desk.files.write_pin(None)
+            state.note(desk.id, "the queue follows the model again")
+        changes: dict[str, str] = {}
+        if standing.reassert_version and pushed is not None:
+            changes["model_version"] = pushed.version
+            state.note(desk.id, f"model version was {project.model_version!r}: set back to ours")
+        if standing.reassert_sampling and standing.hold is None and pushed is not None:
+            changes["sampling"] = SAMPLING
+            state.note(desk.id, f"sampling was {project.sampling!r}: set back to {SAMPLING!r}")
+        if changes:
+            state.put(desk.id, "expected_version", changes.get("model_version", project.model_version))
+            project = desk.workshop.ls.patch_project(desk.id, **changes)
+        desk.project = project
+        desk.workshop.remember(project)
+
+    # ------------------------------------------------------------------ the queue
+    def unlabelled(self, tasks: Tasks) -> tuple[list[int], list[int]]:
+        """(tasks that still want an annotation, of these the ones to ask last: skipped or half done)."""
+        overlap = max(1, self.desk.project.overlap)
+        fresh, late = [], []
+        for task in tasks.ids:
+            if task not in self.book.annotations:
+                fresh.append(task)
+            elif self.book.annotators_of(task) < overlap:
+                late.append(task)
+        return fresh, late
+
+    def rank(self, front: int, *, pending: list[int]) -> Order:
+        """The order of all tasks that still want an annotation."""
+        desk, config, settings = self.desk, self.desk.config, self.desk.workshop.settings
+        fresh, late = self.unlabelled(desk.files.tasks())
+        live = desk.model.live()
+        fresh_set = set(fresh)
+        ranking = desk.model.rank(
+            live.id if live else None, fresh, sorted(self.book.annotations), pending=[t for t in pending if t in fresh_set],
+            audit=desk.audit, strategy=desk.options.strategy or settings.strategy, front=front,
+            explore=settings.explore if desk.options.explore is None else desk.options.explore, seed=settings.seed, last=late)
+        return from_ranking(ranking, live.classes if live else config.classes)
+
+    def _push(self, clock: Stopwatch) -> str | None:
+        desk, state, settings = self.desk, self._state, self.desk.workshop.settings
+        pushed = read_pushed(state, desk.id)
+        tasks = desk.files.tasks()
+        fresh, late = self.unlabelled(tasks)
+        waiting = set(fresh) | set(late)
+        size = sprint_size(self.book.active_annotators(), state.annotations_per_second(desk.id), settings.sprint_min)
+        live = desk.model.live()
+        facts = QueueFacts(
+            unlabelled=len(waiting), remaining=sum(t in waiting for t in pushed.ids) if pushed else 0,
+            sprint_size=size, pushed=pushed is not None,
+            stale=pushed is not None and (pushed.model != (live.id if live else None) or pushed.pool != self.pool_mark(tasks)),
+            held=(desk.files.pin() or {}).get("kind") == "version in Label Studio",
+            ready=len(desk.model.embedded_ids()) > 0 or state.get(desk.id, "pool_at") is not None)
+        decision = decide_push(facts)
+        if decision is Push.NOTHING:
+            return None
+        pending = [t for t in pushed.ids if t in waiting][: self.book.active_annotators()] if pushed else []
+        order = self.rank(size, pending=pending)
+        clock.lap("rank")
+        if decision is Push.SPRINT and self._front_in_place(order, pushed):
+            clock.lap("push")
+            return pushed.version if pushed else None
+        part = order if decision is Push.EVERYTHING else order.head(size)
+        version = self.send(part, "full" if decision is Push.EVERYTHING else "sprint", tasks)
+        clock.lap("push")
+        return version
+
+    def pool_mark(self, tasks: Tasks) -> str:
+        """Names the state of the pool an order is made from: tasks listed, images embedded, representation."""
+        representation = self.desk.model.representation()
+        return f"{len(tasks.ids)}/{tasks.last_id}/{len(self.desk.model.embedded_ids())}/{representation.id if representation else '-'}"
+
+    def send(self, order: Order, kind: str, tasks: Tasks, *, flip: bool = True,
+             progress: Callable[[int, int], None] | None = None) -> str:
+        """Import an order under a new version and (by default) flip to it; returns the version string."""
+        desk, state, settings = self.desk, self._state, self.desk.workshop.settings
+        pusher = QueuePusher(desk.workshop.ls, state, chunk=settings.import_chunk)
+        version = version_string(order.model or None, kind)
+        above = settings.prelabel_above if desk.options.prelabel_above is None else desk.options.prelabel_above
+        rows = [Row(int(t), float(s), order.shown_label(i, above), float(order.confidence[i]))
+                for i, (t, s) in enumerate(zip(order.ids, order.scores, strict=True))]
+        if not pusher.store(desk.id, rows, version, desk.config.control, progress=progress):
+            raise BackendError("Label Studio kept none of the predictions; the list of tasks is read again")
+        if kind == "full":
+            write_order(desk.home / FULL_FILE, order.named(version))
+        if flip:
+            self.serve_stored(order, version, tasks)
+        return version
+
+    def serve_stored(self, order: Order, version: str, tasks: Tasks) -> None:
+        """Flip Label Studio to an order whose predictions are stored there already."""
+        desk = self.desk
+        write_order(desk.home / SERVED_FILE, order.named(version))
+        pushed = Pushed(version=version, model=order.model or None, kind="full" if " full-" in version else "sprint",
+                        ids=tuple(order.ids.tolist()), pool=self.pool_mark(tasks), at=time.time(),
+                        labels=len(self.book.classes(desk.config)))
+        after = QueuePusher(desk.workshop.ls, self._state).flip(desk.project, pushed)
+        desk.project = replace(after, created_at=desk.project.created_at)
+        desk.workshop.remember(desk.project)
+
+    def _front_in_place(self, order: Order, pushed: Pushed | None) -> bool:
+        """Change the front of the served full version in place, where imports are slow; False: not possible here."""
+        desk = self.desk
+        pusher = QueuePusher(desk.workshop.ls, self._state)
+        if pushed is None or pushed.kind != "full" or not pusher.prefers_in_place(desk.id):
+            return False
+        full = read_order(desk.home / FULL_FILE)
+        if full is None or full.version != pushed.version:
+            return False
+        base = dict(zip(full.ids.tolist(), full.scores.tolist(), strict=True))
+        front = [t for t in order.ids.tolist() if t in base][: FRONT_TASKS + self.book.active_annotators()]
+        pusher.reorder_front(desk.id, pushed, base, front)
+        # From now on the order served is that of the newer model, as far as annotators will get before the next one.
+        write_pushed(self._state, desk.id, replace(pushed, model=order.model or None, at=time.time(),
+                                                   labels=len(self.book.classes(desk.config))))
+        return True
+
+
+class Stopwatch:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
+        self._last = now

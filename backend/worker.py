@@ -1,0 +1,101 @@
+"""Worker processes: fast (refreshes, stays warm), slow (embeddings, forks for each job), tick (the clock).
+
+`python -m backend.worker fast|slow|tick`; `askfirst worker` runs all three and starts again the one that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import structlog
+from rq import Queue, SimpleWorker, Worker
+from rq.cron import CronScheduler
+
+from .dispatch import FAST, SLOW
+from .logs import configure, secrets_of
+from .settings import Settings
+from .state import connect
+
+log = structlog.get_logger(__name__)
+
+ROLES = ("fast", "slow", "tick")
+# An idle worker says that it lives every 15 s (RQ: time to live less 15 s), so that a dead one is noticed soon.
+WORKER_TTL_S = 30
+# A blocking wait for jobs must outlive RQ's own.
+WAIT_FOR_JOBS_S = 60.0
+
+
+class _Registered:
+    """Registers again after Redis was emptied: RQ registers a worker once, at its start."""
+
+    max_connection_wait_time = 2.0
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        worker: Any = self
+        if pipeline is None and not worker.connection.hexists(worker.key, "birth"):
+            worker.connection.delete(worker.key)
+            worker.register_birth()
+        super().heartbeat(timeout, pipeline)  # type: ignore[misc]
+
+
+class _FastWorker(_Registered, SimpleWorker):
+    """Runs jobs in its own process: embeddings, heads and connections stay warm between refreshes."""
+
+
+class _SlowWorker(_Registered, Worker):
+    """Forks for each job: memory of a large embedding run is given back, a crash takes one job along."""
+
+
+def run(role: str, settings: Settings) -> None:
+    """Work until told to stop (SIGINT, SIGTERM end the job at hand first)."""
+    configure(settings.log_level, secrets=secrets_of(settings))
+    with contextlib.suppress(OSError):
+        os.nice(settings.nice)
+    threads = settings.torch_threads or max(1, (os.cpu_count() or 2) - 1)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+    redis = connect(settings.redis_url, timeout_s=WAIT_FOR_JOBS_S)
+    if role == "fast":
+        _warm_up()
+        Queue(FAST, connection=redis).enqueue("backend.jobs.tick", ttl=settings.tick_s, result_ttl=60)
+        _FastWorker([FAST], connection=redis, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING", with_scheduler=False)
+    elif role == "slow":
+        _warm_up()   # loaded, not used: a fork before the first parallel region is safe, and saves each job the imports
+        _SlowWorker([SLOW], connection=redis, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING", with_scheduler=False)
+    elif role == "tick":
+        _clock(redis, settings)
+    else:
+        raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+
+
+def _clock(redis: Any, settings: Settings) -> None:
+    from .jobs import tick
+
+    scheduler = CronScheduler(connection=redis, logging_level=30)
+    # A tick that could not run before the next one is due is dropped: ticks must not pile up behind a dead worker.
+    scheduler.register(tick, queue_name=FAST, interval=settings.tick_s, ttl=settings.tick_s, result_ttl=60,
+                       failure_ttl=600)
+    scheduler.start()
+
+
+def _warm_up() -> None:
+    """Load jobs and numerics now, so that the first label does not wait for imports."""
+    from training import api as training
+
+    from . import jobs
+
+    assert jobs.refresh and training.REASONS
+    training.warm_up()
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] not in ROLES:
+        sys.exit(f"usage: python -m backend.worker {'|'.join(ROLES)}")
+    run(sys.argv[1], Settings.from_env())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The command line: what it accepts, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from askfirst import cli, demo
+from askfirst.errors import DataProblem
+
+COMMANDS = ("demo", "serve", "worker", "connect", "doctor", "status", "versions", "promote", "rollback", "settings",
+            "strategies")
+run = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("ASKFIRST_SEED", "ASKFIRST_STRATEGY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    result = run(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.split()) > 10
+
+
+def test_the_options_of_the_demo_reach_it(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(demo, "run", lambda options: seen.append(options) or 0)
+    result = run(cli.app, [
+        "demo", "--images", str(tmp_path), "--labels", "t.csv", "--bots", "3", "--labels-per-bot", "7",
+        "--port", "1234", "--backend-port", "1235", "--data-dir", "d", "--json", "o.json", "--exit", "--seed", "5",
+        "--strategy", "margin"])
+    assert result.exit_code == 0, result.output
+    assert seen == [demo.Options(images=tmp_path, labels=Path("t.csv"), bots=3, labels_per_bot=7, port=1234,
+                                 backend_port=1235, data_dir=Path("d"), json=Path("o.json"), exit=True, seed=5,
+                                 strategy="margin")]
+
+
+def test_the_exit_status_of_the_demo_is_that_of_the_command(monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda options: 1)
+    assert run(cli.app, ["demo"]).exit_code == 1
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones(monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda options: 0)
+    result = run(cli.app, ["demo", "--strategy", "uherdnig"])
+    assert result.exit_code == 1
+    assert "uherding" in result.output
+
+
+def test_a_misspelt_setting_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda options: 0)
+    monkeypatch.setenv("ASKFIRST_STRATGY", "margin")
+    result = run(cli.app, ["demo"])
+    assert result.exit_code == 1
+    assert "ASKFIRST_STRATGY" in result.output
+
+
+def test_errors_that_a_user_can_mend_are_a_message_not_a_traceback(monkeypatch):
+    def broken(options):
+        raise DataProblem("put the images there")
+
+    monkeypatch.setattr(demo, "run", broken)
+    monkeypatch.setattr(sys, "argv", ["askfirst", "demo"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert str(caught.value) == "askfirst: put the images there"
+
+
+def test_a_missing_folder_ends_the_real_command_without_leaving_anything(tmp_path):
+    result = subprocess.run([sys.executable, "-m", "askfirst", "demo", "--images", str(tmp_path / "no"), "--data-dir",
+                             str(tmp_path / "demo")], capture_output=True, text=True, check=False,
+                            cwd=Path(cli.__file__).parents[1])
+    assert result.returncode == 1
+    assert result.stderr.startswith("askfirst: There is no folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_does_not_load_the_numerics():
+    code = "import sys, askfirst.cli; sys.exit('torch' in sys.modules or 'backend' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(cli.__file__).parents[1]).returncode == 0
+
+
+def test_fast_only_and_slow_only_exclude_each_other():
+    result = run(cli.app, ["worker", "--fast-only", "--slow-only"])
+    assert result.exit_code == 1
+    assert "exclude" in result.output
+
+
+def test_settings_lists_every_setting_with_its_unit():
+    from backend.settings import settings_table
+
+    result = run(cli.app, ["settings"])
+    assert result.exit_code == 0
+    for row in settings_table():
+        assert row["names"] in result.output
+        assert row["unit"] in result.output
+
+
+def test_strategies_lists_every_strategy():
+    from training import api
+
+    result = run(cli.app, ["strategies"])
+    assert all(strategy.name in result.output for strategy in api.list_strategies())
+
+
+# ---------------------------------------------------------------------- commands about one project
+@dataclass
+class FakeVersion:
+    id: str
+    created_at: float
+    labels_used: int
+    metrics: dict[str, float | None]
+
+
+class FakeModel:
+    def __init__(self) -> None:
+        self.all = [FakeVersion("g1-a", 1.0, 10, {"accuracy": None}), FakeVersion("g2-b", 2.0, 20, {"accuracy": 0.875})]
+        self.now = self.all[1]
+
+    def versions(self):
+        return self.all
+
+    def live(self):
+        return self.now
+
+    def promote(self, version):
+        from training.errors import VersionMissing
+
+        found = [v for v in self.all if v.id == version]
+        if not found:
+            raise VersionMissing(version)
+        self.now = found[0]
+
+    def roll_back(self):
+        self.now = self.all[0]
+        return self.now
+
+
+@pytest.fixture
+def project(monkeypatch):
+    """One project behind fake tools; `log` keeps what commands changed."""
+    from backend import worker_context
+
+    log: list[object] = []
+    desk = SimpleNamespace(model=FakeModel(), files=SimpleNamespace(write_pin=lambda pin: log.append(pin)))
+    workshop = SimpleNamespace(
+        desk=lambda number: desk, ls=SimpleNamespace(close=lambda: None),
+        state=SimpleNamespace(record=lambda number, **what: 4))
+    dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
+    monkeypatch.setattr(worker_context, "build", lambda settings: (workshop, dispatcher))
+    return SimpleNamespace(model=desk.model, log=log)
+
+
+def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
+    lines = run(cli.app, ["versions", "--project", "3"]).output.splitlines()
+    assert lines[0].startswith("* g2-b")
+    assert "0.875" in lines[0]
+    assert lines[1].startswith("  g1-a")
+    assert "unknown" in lines[1]
+
+
+@pytest.mark.parametrize("arguments", [["promote", "g1-a"], ["rollback"]])
+def test_a_chosen_version_goes_live_is_pinned_and_orders_the_queue(project, arguments):
+    result = run(cli.app, [*arguments, "--project", "3"])
+    assert result.exit_code == 0, result.output
+    assert project.model.now.id == "g1-a"
+    pin, wake = project.log
+    assert (pin["kind"], pin["version"]) == ("model version", "g1-a")
+    assert wake == (3, "refresh", 4)
+
+
+def test_an_unknown_version_is_refused_and_nothing_changes(project):
+    result = run(cli.app, ["promote", "g9-x", "--project", "3"])
+    assert result.exit_code == 1
+    assert "g9-x" in result.output
+    assert project.log == []
+
+
+def test_doctor_ends_with_status_one_when_a_check_fails(monkeypatch):
+    from backend import doctor
+
+    checks = [doctor.Check("Redis", True, "answers"), doctor.Check("workers", False, "start `askfirst worker`")]
+    monkeypatch.setattr(doctor, "run", lambda settings, project: checks)
+    result = run(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "ok    Redis" in result.output
+    assert "WRONG workers: start `askfirst worker`" in result.output
+    monkeypatch.setattr(doctor, "run", lambda settings, project: checks[:1])
+    assert run(cli.app, ["doctor"]).exit_code == 0

@@ -1,0 +1,463 @@
+"""The narrow door to everything that learns: one project's embeddings, versions, predictions and order.
+
+Signatures speak numpy and plain Python. Importing this module, and predicting for examples that are embedded, loads
+neither torch nor scipy; embedding, fitting and ranking load them when they are called.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .embedding_table import as_ids
+from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
+from .evaluate import Comparison, audit_is_enough, audit_metrics, compare
+from .pool_view import SELECTION_DIMS, PoolView
+from .ranking import (
+    REASONS,
+    AuditStream,
+    Candidates,
+    Ranked,
+    Ranking,
+    order_candidates,
+    to_ranking,
+    unread_only,
+)
+from .representation import ModelSpec, Representation, Representations
+from .versions import FitState, StoredVersion, VersionContent, VersionInfo, VersionStore
+
+__all__ = [
+    "REASONS",
+    "AuditStream",
+    "Comparison",
+    "DataError",
+    "EmbedReport",
+    "Example",
+    "LabelledSet",
+    "ModelSpec",
+    "NoTrainableExamples",
+    "Predictions",
+    "ProjectModel",
+    "Ranked",
+    "Ranking",
+    "Representation",
+    "StrategyInfo",
+    "TrainingError",
+    "UnreadableImage",
+    "VersionInfo",
+    "VersionMissing",
+    "list_strategies",
+    "warm_up",
+]
+
+Ids = NDArray[np.int64]
+_AUDIT_SHARE = 0.1  # of all places in the order, while the audit slice is too small
+_HEADS_IN_MEMORY = 4
+_DUPLICATE = 0.98  # cosine above which labelled examples share a fold
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item to label."""
+
+    example_id: int
+    uri: str
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What one call of `ProjectModel.embed` did."""
+
+    embedded: int  # by this call
+    skipped: int  # known before, done by another process, or not reached
+    unreadable: dict[int, str]  # example id -> reason; found by this call
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labels by example."""
+
+    labels: dict[int, int]  # example id -> index in `classes`
+    classes: tuple[str, ...]
+    weights: dict[int, float] | None = None  # None: every example counts 1
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Class probabilities of examples, in the order asked for."""
+
+    example_ids: Ids  # [n]
+    probabilities: NDArray[np.float32]  # [n, C], calibrated; 0 where not known
+    known: NDArray[np.bool_]  # [n], whether the example is embedded
+
+
+class StrategyInfo(Protocol):
+    """What may be known of a strategy without running it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def paper(self) -> str: ...
+
+
+def list_strategies() -> Sequence[StrategyInfo]:
+    """All strategies by name."""
+    from uncertainty import strategies
+
+    return strategies.list_strategies()
+
+
+def warm_up() -> None:
+    """Load what embedding, fitting and ranking need, so that the first call does not wait for imports."""
+    import scipy.stats
+    import torch
+
+    from uncertainty import calibration, duplicates, strategies
+
+    from . import head, pool_features
+
+    del scipy, torch, calibration, duplicates, strategies, head, pool_features
+
+
+class ProjectModel:
+    """One project's pool and versions, as one process has them open. Cheap to make; safe to use from threads.
+
+    Args:
+        home: folder of the project; made when something is written.
+        spec: which representation to make. One that is there stays in use until the wanted one is complete.
+    """
+
+    def __init__(self, home: Path, spec: ModelSpec) -> None:
+        self._representations = Representations(home, spec)
+        self._home = home
+        self._versions = VersionStore(home)
+        self._views: dict[str, PoolView] = {}
+        self._heads: OrderedDict[str, StoredVersion] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------ the pool
+    def representation(self) -> Representation | None:
+        """The representation in use, or None before anything was embedded."""
+        return self._representations.current()
+
+    def embed(
+        self,
+        examples: Sequence[Example],
+        load: Callable[[Example], bytes],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EmbedReport:
+        """Embed what is not embedded yet. Resumable; several processes may do it at once.
+
+        Without weights, the first call learns features from a sample of `examples`. When the pool has grown to four
+        times what they were learnt on (and that was less than 2,000), better ones are learnt and everything is
+        embedded again, while the old ones stay in use.
+
+        Args:
+            examples: the whole pool; what is embedded already is skipped at little cost.
+            load: bytes of an example, called from several threads. What it raises is the reason shown.
+            progress: (settled, open at the start).
+            should_stop: asked between batches; what was finished is kept.
+        Raises:
+            RepresentationError: the weights cannot be used.
+        """
+        from .embeddings import EmbeddingStore
+
+        start = time.monotonic()
+        if not examples:
+            return EmbedReport(0, 0, {}, 0.0)
+        embedder, unreadable = self._representations.open(examples, load, should_stop)
+        if embedder is None:
+            # Nothing to learn from yet: fewer than two pictures that can be read, or no time to look.
+            skipped = len(examples) - len(unreadable)
+            return EmbedReport(0, skipped, unreadable, time.monotonic() - start)
+        store = EmbeddingStore(self._home / "pool", embedder)
+        report = store.embed(examples, load, progress=progress, should_stop=should_stop)
+        current = self.representation()
+        if current is not None and current.id != embedder.id and not should_stop():
+            # A call with a few new examples only must not hide the many that were embedded before.
+            before = len(self._view(current.id).ids)
+            if len(store.table) >= before / 2:
+                self._representations.finish(embedder.id)
+        self.refresh_pool()
+        return EmbedReport(report.embedded, report.skipped, report.unreadable, time.monotonic() - start)
+
+    def embedded_ids(self) -> Ids:
+        """Sorted ids of the examples embedded in the representation in use."""
+        view = self._current_view()
+        return np.empty(0, np.int64) if view is None else view.ids
+
+    def unreadable(self) -> dict[int, str]:
+        """Why examples have no embedding, by id."""
+        view = self._current_view()
+        return {} if view is None else view.table.unreadable()
+
+    def refresh_pool(self) -> None:
+        """Notice what other processes embedded."""
+        view = self._current_view()
+        if view is not None:
+            view.refresh()
+
+    # ------------------------------------------------------------------ learning
+    def fit(self, labelled: LabelledSet, audit: LabelledSet, *, generation: int, source: dict[str, Any]) -> VersionInfo:
+        """Fit a head, measure it on the audit labels, store it as a candidate version.
+
+        Labels of examples that are not embedded are left out, and so is every example of `audit` from training.
+
+        Args:
+            labelled: labels to train on.
+            audit: labels to measure with, for the same classes.
+            generation: number of this fit in the project; goes into the version's id.
+            source: JSON values to remember with the version.
+        Raises:
+            NoTrainableExamples, LabelSpaceChanged: the two sets are for different classes;
+            DataError: a label is not in `classes`; TrainingDiverged.
+        """
+        from .blas import one_thread
+        from .head import Start, fit_head
+
+        if audit.classes != labelled.classes:
+            raise LabelSpaceChanged(
+                set(labelled.classes) - set(audit.classes), set(audit.classes) - set(labelled.classes)
+            )
+        classes = labelled.classes
+        view = self._current_view()
+        train = {} if view is None else _embedded(view, labelled, leave_out=audit.labels)
+        if view is None or not train:
+            raise NoTrainableExamples(labelled=len(labelled.labels), embedded=len(train))
+        held_out = _embedded(view, audit, leave_out={})
+        representation = self.representation()
+        assert representation is not None
+        space = view.space()
+        features = view.rows(as_ids(list(train)))
+        weights = None if labelled.weights is None else [labelled.weights.get(i, 1.0) for i in train]
+
+        def groups() -> Ids:
+            from uncertainty.duplicates import near_duplicate_groups
+
+            return near_duplicate_groups(space.reduced(features, SELECTION_DIMS), _DUPLICATE)
+
+        before = self._start(representation.id, classes)
+        with one_thread():
+            fit = fit_head(
+                features,
+                list(train.values()),
+                len(classes),
+                space,
+                weights=weights,
+                groups=groups,
+                start=None if before is None else Start(before.head, **vars(before.state)),
+            )
+            probabilities = fit.head.probabilities(view.rows(as_ids(list(held_out))))
+        metrics = audit_metrics(probabilities, np.array(list(held_out.values()), np.int64))
+        return self._versions.write(
+            VersionContent(
+                generation=generation,
+                classes=classes,
+                head=fit.head,
+                state=FitState(fit.regularisation, fit.regularisation_labels, fit.temperature_labels),
+                labels=train,
+                weights=None if labelled.weights is None else {i: labelled.weights.get(i, 1.0) for i in train},
+                audit=held_out,
+                metrics=metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
+                representation=representation.id,
+                source=source,
+            )
+        )
+
+    def compare(self, candidate: str, live: str, audit: LabelledSet) -> Comparison:
+        """Paired test of two versions on audit labels that both can predict."""
+        ids = as_ids(list(audit.labels))
+        truth = np.array([audit.classes[index] for index in audit.labels.values()], dtype=object)
+        sides = []
+        for version in (candidate, live):
+            predictions = self.predict(version, ids)
+            names = np.array(self._load(version).info.classes, dtype=object)
+            sides.append((predictions.known, names[predictions.probabilities.argmax(axis=1)] == truth))
+        both = sides[0][0] & sides[1][0]
+        return compare(sides[0][1][both], sides[1][1][both])
+
+    # ------------------------------------------------------------------ predicting
+    def predict(self, version: str, example_ids: Sequence[int] | Ids) -> Predictions:
+        """Calibrated class probabilities of embedded examples.
+
+        Raises:
+            VersionMissing, CheckpointCorrupt.
+        """
+        stored = self._load(version)
+        ids = as_ids(example_ids)
+        view = self._view(stored.info.representation)
+        known = view.table.known(ids)
+        if not known.all() and view.refresh():
+            known = view.table.known(ids)
+        probabilities = np.zeros((len(ids), stored.head.classes), np.float32)
+        if known.any():
+            probabilities[known] = stored.head.probabilities(view.rows(ids[known]))
+        return Predictions(ids, probabilities, known)
+
+    def rank(
+        self,
+        version: str | None,
+        unlabelled: Sequence[int],
+        labelled: Sequence[int],
+        *,
+        pending: Sequence[int] = (),
+        audit: Callable[[int], bool],
+        strategy: str,
+        front: int,
+        explore: float,
+        seed: int,
+        last: Sequence[int] = (),
+    ) -> Ranking:
+        """Order all unlabelled examples.
+
+        First those pending, then `front` places filled by the strategy (with random and audit examples among them),
+        then the rest by uncertainty, then `last`, and what is not embedded at the end.
+
+        Args:
+            version: whose predictions to use; None before the first one.
+            unlabelled: distinct ids.
+            labelled: ids with a label, audit ones included.
+            pending: ids handed out and not answered; those that are also unlabelled keep their place in front.
+            audit: whether an id belongs to the audit slice. An `AuditStream` is asked for all ids at once.
+            strategy: a name of `list_strategies`.
+            front: places; explore: share of them that is uniform random.
+            last: ids to ask after all others, ranked too.
+        Raises:
+            VersionMissing, CheckpointCorrupt; uncertainty.errors.UnknownMethodError.
+        """
+        stored = None if version is None else self._load(version)
+        view = self._current_view() if stored is None else self._view(stored.info.representation)
+        late = as_ids(last)
+        wanted = as_ids(unlabelled)
+        wanted = wanted[~np.isin(wanted, late)]
+        ids = np.empty(0, np.int64) if view is None else view.ids
+        if view is None or not len(ids):
+            return unread_only(version, np.concatenate([wanted, late]))
+        log_p = None
+        if stored is not None:
+            log_p = stored.head.log_probabilities(view.logits(stored.info.id, stored.head))
+        is_labelled = np.isin(ids, as_ids(labelled))
+        is_open = np.isin(ids, wanted)
+        is_audit = _mask(audit, ids, is_labelled | is_open)
+        audited = int((is_labelled & is_audit).sum())
+        accuracy = None if stored is None else stored.info.metrics.get("accuracy")
+        order = order_candidates(
+            Candidates(
+                example_ids=ids,
+                features=view.reduced(),
+                log_probabilities=log_p,
+                labelled=is_labelled,
+                pending=np.isin(ids, as_ids(pending)),
+                audit=is_audit,
+                open=is_open,
+            ),
+            strategy=strategy,
+            front=front,
+            explore=explore,
+            audit_share=0.0 if audit_is_enough(audited, accuracy) else _AUDIT_SHARE,
+            seed=seed,
+        )
+        late_rows = np.flatnonzero(np.isin(ids, late))
+        if log_p is not None:
+            late_rows = late_rows[np.argsort(log_p[late_rows].max(axis=1), kind="stable")]
+        rows = np.concatenate([order.rows, late_rows])
+        reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
+        unread = np.concatenate([wanted, late])
+        unread = unread[~np.isin(unread, ids)]
+        return to_ranking(version, ids, log_p, rows, reasons, unread)
+
+    # ------------------------------------------------------------------ versions
+    def versions(self) -> list[VersionInfo]:
+        """All readable versions, newest first."""
+        return self._versions.all()
+
+    def newest(self) -> VersionInfo | None:
+        """The version fitted last, live or not."""
+        return next(iter(self._versions.all()), None)
+
+    def labels_of(self, version: str) -> dict[int, str]:
+        """Every label a version knew, trained on or measured with: example id -> class name."""
+        classes = self._versions.info(version).classes
+        return {i: classes[index] for i, index in self._versions.labels(version).items()}
+
+    def live(self) -> VersionInfo | None:
+        """The live version, or None before the first promotion."""
+        return self._versions.live()
+
+    def promote(self, version: str) -> VersionInfo:
+        """Make a version live; atomic. Raises VersionMissing, CheckpointCorrupt."""
+        return self._versions.promote(version)
+
+    def roll_back(self) -> VersionInfo:
+        """Make the version before the live one live. Raises VersionMissing if there is none."""
+        return self._versions.roll_back()
+
+    def prune(self, keep: int) -> list[str]:
+        """Remove old versions (never the live or previous one) and representations no version needs."""
+        removed = self._versions.prune(keep)
+        gone = self._representations.prune(info.representation for info in self._versions.all())
+        with self._lock:
+            for representation in gone:
+                self._views.pop(representation, None)
+        return removed
+
+    # ------------------------------------------------------------------ what is kept open
+    def _load(self, version: str) -> StoredVersion:
+        with self._lock:
+            found = self._heads.get(version)
+            if found is None:
+                found = self._heads[version] = self._versions.load(version)
+                while len(self._heads) > _HEADS_IN_MEMORY:
+                    self._heads.popitem(last=False)
+            self._heads.move_to_end(version)
+            return found
+
+    def _view(self, representation: str) -> PoolView:
+        with self._lock:
+            view = self._views.get(representation)
+            if view is None:
+                view = self._views[representation] = PoolView(self._representations.folder(representation))
+            return view
+
+    def _current_view(self) -> PoolView | None:
+        current = self.representation()
+        return None if current is None else self._view(current.id)
+
+    def _start(self, representation: str, classes: tuple[str, ...]) -> StoredVersion | None:
+        """The newest version that the next fit can start from."""
+        for info in self._versions.all():
+            if info.representation == representation and info.classes == classes:
+                return self._load(info.id)
+        return None
+
+
+def _embedded(view: PoolView, labelled: LabelledSet, *, leave_out: dict[int, int]) -> dict[int, int]:
+    """Labels of embedded examples, by ascending id: the same labels give the same fit, however they came."""
+    wrong = {index for index in labelled.labels.values() if not 0 <= index < len(labelled.classes)}
+    if wrong:
+        raise DataError(
+            f"labels are indices into {len(labelled.classes)} classes, got {sorted(wrong)[:3]}: map labels to classes"
+        )
+    ids = as_ids(sorted(labelled.labels.keys() - leave_out.keys()))
+    return {i: labelled.labels[i] for i in ids[view.table.known(ids)].tolist()}
+
+
+def _mask(audit: Callable[[int], bool], ids: Ids, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if isinstance(audit, AuditStream):
+        return audit.mask(ids) & needed
+    mask = np.zeros(len(ids), bool)
+    mask[needed] = [audit(i) for i in ids[needed].tolist()]
+    return mask

@@ -1,0 +1,271 @@
+"""The order in which examples are asked for, as a function of values: no files, no clock.
+
+    pending      already handed out: kept in front, where they are
+    front        chosen by the strategy, with a share of random ones, one of each near-duplicate group
+    rest         by uncertainty
+    audit        one in ten places until the audit slice is large enough, in hash order, blind to every score
+    unread       without an embedding: last
+
+N  embedded examples    D  dimensions for selection    C  classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .linear import Floats
+
+if TYPE_CHECKING:
+    from uncertainty.strategies import Selection
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Reason = Literal["uncertain", "diverse", "explore", "audit", "pending", "unread"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+_CODE = {reason: np.int8(code) for code, reason in enumerate(REASONS)}
+
+# Strategies whose own score also orders what follows the front; the others are followed by margin.
+_SCORE_OF = {"entropy": "entropy", "least_confidence": "least_confidence"}
+_SPARE = 0.25  # more choices than needed, because some turn out to be near-duplicates
+_DUPLICATE = 0.98  # cosine
+_AUDIT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class AuditStream:
+    """Which examples belong to the audit slice: a fixed share, by hash of the id alone.
+
+    Decided before any score exists and never changed by one, which is what makes the numbers measured on it honest.
+    """
+
+    share: float = _AUDIT_SHARE
+    salt: int = 0
+
+    def __call__(self, example_id: int) -> bool:
+        return bool(self.mask(np.array([example_id], np.int64))[0])
+
+    def mask(self, example_ids: Ids) -> Mask:
+        """[n] ids -> [n], whether each is in the slice."""
+        # The leading 53 bits as a number in [0, 1): exact in float64.
+        mask: Mask = (hash_ids(example_ids, self.salt) >> np.uint64(11)) * 2.0**-53 < self.share
+        return mask
+
+
+def hash_ids(example_ids: Ids, salt: int = 0) -> NDArray[np.uint64]:
+    """[n] ids -> [n] well-mixed 64-bit numbers, the same on every machine (SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = example_ids.astype(np.uint64) + np.uint64(salt % 2**64) * np.uint64(0xD1342543DE82EF95)
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All embedded examples of a project, and what is known of each. A row may be none of the four."""
+
+    example_ids: Ids  # [N], distinct
+    features: Floats  # [N, D], rows of length one
+    log_probabilities: Floats | None  # [N, C] calibrated; None before the first version
+    labelled: Mask  # [N] trained on
+    pending: Mask  # [N] handed out, not answered
+    audit: Mask  # [N] of the audit slice, labelled or not
+    open: Mask  # [N] still to be labelled, pending and audit ones included
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rows of `Candidates` from first to last, each row that is open exactly once."""
+
+    rows: Ids
+    reasons: NDArray[np.int8]  # index in REASONS
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One place in the order."""
+
+    example_id: int
+    confidence: float
+    label: int | None
+    reason: Reason
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """All unlabelled examples, the one to ask for next first; arrays of one length n."""
+
+    version: str | None
+    example_ids: Ids
+    confidence: NDArray[np.float32]  # calibrated, of the likeliest class; 0 without a version
+    label: NDArray[np.int32]  # index in the version's classes, -1 for none
+    reason: NDArray[np.int8]  # index in REASONS
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def __getitem__(self, place: int) -> Ranked:
+        label = int(self.label[place])
+        return Ranked(
+            int(self.example_ids[place]),
+            float(self.confidence[place]),
+            None if label < 0 else label,
+            REASONS[int(self.reason[place])],
+        )
+
+
+def order_candidates(
+    pool: Candidates, *, strategy: str, front: int, explore: float, audit_share: float, seed: int
+) -> Order:
+    """Order every open row.
+
+    Args:
+        strategy: name from `uncertainty.strategies`.
+        front: places chosen by the strategy, random and audit ones among them.
+        explore: share of those that is uniform random, in [0, 1].
+        audit_share: share of all places that audit examples get while there are any; 0 puts them last.
+    Raises:
+        uncertainty.errors.UnknownMethodError, PoolError.
+    """
+    pending = np.flatnonzero(pool.open & pool.pending)
+    audit = np.flatnonzero(pool.open & ~pool.pending & pool.audit)
+    audit = audit[np.argsort(hash_ids(pool.example_ids[audit], salt=1), kind="stable")]
+    chosen, why = _front(pool, strategy, front - min(len(audit), round(front * audit_share)), explore, seed)
+    left = pool.open & ~pool.pending & ~pool.audit
+    left[chosen] = False
+    rest = _by_uncertainty(pool, np.flatnonzero(left), strategy, seed)
+    # Without predictions the rest is in random order, as for the strategy that wants just that.
+    blind = strategy == "random" or not _has_predictions(pool)
+    rest_why = _CODE["explore" if blind else "uncertain"]
+    main = np.concatenate([chosen, rest])
+    main_why = np.concatenate([why, np.full(len(rest), rest_why, np.int8)])
+    place = _audit_places(len(main), len(audit), audit_share)
+    rows = np.empty(len(main) + len(audit), np.int64)
+    reasons = np.full(len(rows), _CODE["audit"], np.int8)
+    rows[place] = audit
+    others = np.ones(len(rows), bool)
+    others[place] = False
+    rows[others], reasons[others] = main, main_why
+    return Order(
+        rows=np.concatenate([pending, rows]),
+        reasons=np.concatenate([np.full(len(pending), _CODE["pending"], np.int8), reasons]),
+    )
+
+
+def _front(pool: Candidates, strategy: str, k: int, explore: float, seed: int) -> tuple[Ids, NDArray[np.int8]]:
+    """Up to k rows by the strategy and why; fewer where near-duplicates leave no more."""
+    from uncertainty import strategies
+
+    strategies.get_strategy(strategy)  # a wrong name is an error even when nothing is left to choose
+    view = strategies.Pool(
+        features=pool.features,
+        log_probs=None if pool.log_probabilities is None else pool.log_probabilities[:, None, :],
+        labelled=pool.labelled & ~pool.audit,
+        pending=pool.pending,
+        excluded=(pool.audit | ~(pool.labelled | pool.open)) & ~pool.pending,
+    )
+    left = int(view.selectable.sum()) if view.size else 0
+    k = min(k, left)
+    if k <= 0:
+        return np.empty(0, np.int64), np.empty(0, np.int8)
+    wanted = k
+    while True:
+        wanted = min(left, wanted + int(_SPARE * wanted) + 8)
+        selection = strategies.select(strategy, view, wanted, seed=seed)
+        distinct = _distinct(pool, selection.indices)
+        if len(distinct) >= k or wanted == left:
+            break
+        wanted *= 2
+    chosen = _take(selection, distinct[:k])
+    mixed = strategies.interleave(chosen, view, explore, np.random.default_rng([seed, 1]))
+    # A random example may be a copy of a chosen one: those that were not needed so far fill up.
+    spare = _take(selection, distinct[~np.isin(selection.indices[distinct], mixed.indices)])
+    rows = np.concatenate([mixed.indices, spare.indices])
+    why = np.array([_CODE[reason] for reason in mixed.reason + spare.reason], np.int8)
+    keep = _distinct(pool, rows)[:k]
+    return rows[keep], why[keep]
+
+
+def _take(selection: Selection, places: Ids) -> Selection:
+    """Some places of a selection, in the order given."""
+    reasons = tuple(selection.reason[place] for place in places.tolist())
+    return replace(selection, indices=selection.indices[places], gain=selection.gain[places], reason=reasons)
+
+
+def _distinct(pool: Candidates, rows: Ids) -> Ids:
+    """Positions in `rows` that are not a near-duplicate of an earlier one or of a pending example."""
+    from uncertainty.duplicates import near_duplicate_groups
+
+    handed_out = np.flatnonzero(pool.pending)
+    group = near_duplicate_groups(pool.features[np.concatenate([handed_out, rows])], _DUPLICATE)
+    first = np.zeros(len(group), bool)
+    first[np.unique(group, return_index=True)[1]] = True
+    return np.flatnonzero((first | (group < 0))[len(handed_out) :])
+
+
+def _by_uncertainty(pool: Candidates, rows: Ids, strategy: str, seed: int) -> Ids:
+    """`rows` from most to least uncertain; ties, and everything without predictions, in random order."""
+    rows = np.random.default_rng([seed, 2]).permutation(rows)
+    if strategy == "random" or not _has_predictions(pool) or not len(rows):
+        return rows
+    import torch
+
+    from uncertainty.registry import score
+
+    assert pool.log_probabilities is not None
+    log_p = torch.from_numpy(pool.log_probabilities[rows])[:, None, :]
+    uncertainty = score(_SCORE_OF.get(strategy, "margin"), log_p).numpy()
+    return rows[np.argsort(-uncertainty, kind="stable")]
+
+
+def _has_predictions(pool: Candidates) -> bool:
+    return pool.log_probabilities is not None and pool.log_probabilities.shape[1] >= 2
+
+
+def _audit_places(others: int, audit: int, share: float) -> Ids:
+    """Places of the audit examples: the middle of each stretch of 1/share places, then the end."""
+    total = others + audit
+    if share <= 0:
+        return np.arange(others, total)
+    regular = np.floor((np.arange(audit) + 0.5) / share).astype(np.int64)
+    # Those that would fall beyond the end stand there, in order.
+    return np.minimum(regular, np.arange(others, total))
+
+
+def to_ranking(
+    version: str | None,
+    example_ids: Ids,
+    log_probabilities: Floats | None,
+    rows: Ids,
+    reasons: NDArray[np.int8],
+    unread: Ids,
+) -> Ranking:
+    """The ranking of `rows` of the embedded examples ([N] ids, [N, C]), with ids without an embedding at the end."""
+    n, m = len(rows), len(unread)
+    confidence = np.zeros(n + m, np.float32)
+    label = np.full(n + m, -1, np.int32)
+    if log_probabilities is not None:
+        label[:n] = log_probabilities[rows].argmax(axis=1)
+        confidence[:n] = np.exp(log_probabilities[rows].max(axis=1))
+        # Nothing is known of what cannot be read. It comes last, and wire scores rise along the order: any lower
+        # number here would pull down the scores of what stands before it.
+        confidence[n:] = confidence[:n].max(initial=0)
+    unread_reasons = np.full(m, _CODE["unread"], np.int8)
+    return Ranking(
+        version,
+        np.concatenate([example_ids[rows], unread]),
+        confidence,
+        label,
+        np.concatenate([reasons, unread_reasons]),
+    )
+
+
+def unread_only(version: str | None, unread: Ids) -> Ranking:
+    """A ranking while nothing is embedded: as given."""
+    nothing = np.empty(0, np.int64)
+    return to_ranking(version, nothing, None, nothing, np.empty(0, np.int8), unread)

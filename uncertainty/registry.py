@@ -1,0 +1,85 @@
+"""The one place where a scoring method gets its public name; strategies, which choose sets, have another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+from . import scores
+from .errors import NonFiniteScoreError, ShapeError, UnknownMethodError
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a caller may know about a method without reading its code."""
+
+    name: str
+    fn: Callable[[Tensor], Tensor]  # [B, S, C] log-probs -> [B]
+    upper: Callable[[int, int], float]  # (S, C) -> largest possible value
+    unit: str  # "nats" or "1"
+    min_samples: int  # 1: works on a single forward pass
+    paper: str
+
+
+_METHODS: dict[str, MethodInfo] = {}
+
+
+def register(info: MethodInfo) -> None:
+    """Make a method known under `info.name`; a name can be taken once.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if info.name in _METHODS:
+        raise ValueError(f"method {info.name!r} is already registered")
+    _METHODS[info.name] = info
+
+
+def get_method(name: str) -> MethodInfo:
+    """The method of that name.
+
+    Raises:
+        UnknownMethodError: lists the known names.
+    """
+    try:
+        return _METHODS[name]
+    except KeyError:
+        raise UnknownMethodError(name, _METHODS) from None
+
+
+def list_methods(max_samples: int | None = None) -> list[MethodInfo]:
+    """All methods by name; with `max_samples`, those that work with so few posterior samples."""
+    return [m for _, m in sorted(_METHODS.items()) if max_samples is None or m.min_samples <= max_samples]
+
+
+def score(name: str, log_probs: Tensor) -> Tensor:
+    """Run a method by name and refuse to hand on NaN or infinity.
+
+    Args:
+        log_probs: [B, S, C], normalised over C.
+
+    Returns:
+        [B], growing with uncertainty, in [0, upper(S, C)] of the method, in its unit.
+
+    Raises:
+        UnknownMethodError, ShapeError, NotADistributionError, NonFiniteScoreError.
+    """
+    method = get_method(name)
+    if log_probs.ndim == 3 and log_probs.shape[1] < method.min_samples:
+        raise ShapeError(
+            f"method {name!r} needs at least {method.min_samples} posterior samples, got log_probs of shape "
+            f"[B, S, C] = {list(log_probs.shape)}"
+        )
+    out = method.fn(log_probs)
+    bad = torch.nonzero(~torch.isfinite(out)).flatten().tolist()
+    if bad:
+        raise NonFiniteScoreError(name, bad)
+    return out
+
+
+_SETTLES = "Settles 2009, Active Learning Literature Survey, sec. 3.1"
+register(MethodInfo("entropy", scores.predictive_entropy, lambda S, C: log(C), "nats", 1, _SETTLES))
+register(MethodInfo("margin", scores.margin_uncertainty, lambda S, C: 1.0, "1", 1, _SETTLES))
+register(MethodInfo("least_confidence", scores.least_confidence, lambda S, C: 1 - 1 / C, "1", 1, _SETTLES))
