@@ -29,6 +29,7 @@ from sklearn.model_selection import StratifiedKFold
 from training import pool_features
 from training.backbones import BackboneSpec, resolve
 from training.images import decode
+from training.patch_dictionary import PatchDictionary
 from training.pool_features import LEARN_FROM, PoolFeatures, choose_input_size
 
 RESULTS = Path(__file__).parent / "results"
@@ -167,7 +168,7 @@ def learnt(data: DataSet, size: int) -> dict[str, tuple[Rows, float]]:
     rows = features.embed(images)
     seconds = time.process_time() - began
     whitened = rows[:, : features.projection.shape[1]]
-    dictionary = pool_features._Coarse(features.grey, features.octave, features.filters, features.offsets)
+    dictionary = PatchDictionary(features.grey, features.octave, features.filters, features.offsets)
     with torch.inference_mode():
         pooled = dictionary.pooled(images[: min(data.pool, 2000)])
         mean = pooled.mean(0)

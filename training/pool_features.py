@@ -29,7 +29,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,26 +43,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from training.errors import CheckpointCorrupt, DataError, RepresentationError
+from training.patch_dictionary import PATCH, PatchDictionary, batches
 
 INPUT_SIZES = (32, 64)
 LEARN_FROM = 4_000  # images worth giving to `learn`; more cost time and memory and changed no figure measured
 
 _FORMAT = "askfirst-pool-features-1"
-_PATCH = 6  # pixels; Coates et al. found 6 best on 32-pixel images
-_SMALLEST_OCTAVE = 16  # pixels; below, a patch is most of the image
-_DETAIL = 0.005  # share of variance a finer octave must hold: HAM10000 at 64 px 0.011, enlarged digits 0.0006
-_WORDS = 300  # filters per octave
-_PATCHES = 40_000  # for each dictionary, and at most a hundred from an image
-_CONTRAST_FLOOR = 10.0  # squared grey levels, keeps sensor noise on flat ground from being blown up
-_WHITENING_FLOOR = 0.1  # of the variance 1 that a normalised patch has
-_THRESHOLD = 0.25  # soft threshold on responses
 _PCA_IMAGES, _DIRECTIONS = 2_000, 512
 _VIEW_IMAGES, _VIEWS = 600, 5
 _NUISANCE_FLOOR = 0.5  # share of the mean nuisance variance added to every direction
 _WIDTH = 256  # of the discriminant part
 _ANCHORS, _IMAGES_PER_ANCHOR, _NEAREST = 600, 4, 6
 _DIFFUSION_WIDTH, _DIFFUSION_TIME, _SLOWEST = 64, 3.0, 8
-_BATCH = 32  # images; keeps the response maps of a batch within tens of MB
 
 
 def choose_input_size(image_sizes: Sequence[tuple[int, int]]) -> int:
@@ -127,12 +119,12 @@ class PoolFeatures:
         grey = bool((sample == sample[..., :1]).all())
         sample = sample[rng.permutation(len(sample))]  # callers may hand over images sorted by folder
         with torch.inference_mode():
-            coarse = _Coarse.learn(sample, grey, rng)
-            pooled = coarse.pooled(sample[:_PCA_IMAGES])
+            dictionary = PatchDictionary.learn(sample, grey, rng)
+            pooled = dictionary.pooled(sample[:_PCA_IMAGES])
             mean = pooled.mean(0)
             pooled -= mean
             between, directions = _principal(pooled)
-            basis = _Basis(coarse, mean, directions)
+            basis = _Basis(dictionary, mean, directions)
             rows = torch.cat([pooled @ directions, basis.rows(sample[_PCA_IMAGES:])])
             del pooled  # the largest thing here: 120 MB at 32 pixels, 160 MB at 64
             discriminant = _discriminant(between, _nuisance_covariance(sample[:_VIEW_IMAGES], basis, rng))
@@ -142,9 +134,9 @@ class PoolFeatures:
         return cls(
             size,
             grey,
-            coarse.octave,
-            tuple(f.clone() for f in coarse.filters),
-            tuple(o.clone() for o in coarse.offsets),
+            dictionary.octave,
+            tuple(f.clone() for f in dictionary.filters),
+            tuple(o.clone() for o in dictionary.offsets),
             mean.clone(),
             projection.clone(),
             anchors.clone(),
@@ -165,7 +157,9 @@ class PoolFeatures:
                 f"{images.shape[1]}: decode them at `input_size`"
             )
         with torch.inference_mode():
-            basis = _Basis(_Coarse(self.grey, self.octave, self.filters, self.offsets), self.mean, self.projection)
+            basis = _Basis(
+                PatchDictionary(self.grey, self.octave, self.filters, self.offsets), self.mean, self.projection
+            )
             near = F.normalize(basis.rows(images), dim=1)
             if len(self.anchors):
                 far = F.normalize(_anchor_weights(near, self.anchors) @ self.diffusion, dim=1)
@@ -175,7 +169,13 @@ class PoolFeatures:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file atomically: readers see the old file or the whole new one."""
-        values = {"input_size": self.input_size, "grey": self.grey, "octave": self.octave, "trust": self.trust, "id": self.id}
+        values = {
+            "input_size": self.input_size,
+            "grey": self.grey,
+            "octave": self.octave,
+            "trust": self.trust,
+            "id": self.id,
+        }
         data = save_tensors(self._tensors(), {"format": _FORMAT, "values": json.dumps(values, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
@@ -208,9 +208,12 @@ class PoolFeatures:
             octaves = sum(name.startswith("filters.") for name in tensors)
             filters = tuple(tensors[f"filters.{i}"] for i in range(octaves))
             offsets = tuple(tensors[f"offsets.{i}"] for i in range(octaves))
-            rest = (tensors[name] for name in ("mean", "projection", "anchors", "diffusion"))
+            mean, projection, anchors, diffusion = (
+                tensors[name] for name in ("mean", "projection", "anchors", "diffusion")
+            )
             size, grey, octave = int(values["input_size"]), bool(values["grey"]), int(values["octave"])
-            features = cls(size, grey, octave, filters, offsets, *rest, float(values["trust"]))
+            trust = float(values["trust"])
+            features = cls(size, grey, octave, filters, offsets, mean, projection, anchors, diffusion, trust)
             expected = str(values["id"])
         except (SafetensorError, ValueError, KeyError, TypeError) as damage:
             raise CheckpointCorrupt(str(path), _FORMAT, f"{type(damage).__name__}: {damage}") from damage
@@ -227,136 +230,25 @@ class PoolFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class _Coarse:
-    """Step 1: the dictionaries and their pooled responses."""
-
-    grey: bool
-    octave: int
-    filters: tuple[Tensor, ...]
-    offsets: tuple[Tensor, ...]
-
-    @classmethod
-    def learn(cls, sample: NDArray[np.uint8], grey: bool, rng: np.random.Generator) -> _Coarse:
-        filters, offsets = [], []
-        finest = _finest_octave(sample, grey)
-        for octave in range(finest, _octaves(sample.shape[1])):
-            words, offset = _dictionary(_patches(sample, grey, octave, rng), rng)
-            channels = 1 if grey else 3
-            filters.append(words.reshape(-1, channels, _PATCH, _PATCH))
-            offsets.append(offset)
-        return cls(grey, finest, tuple(filters), tuple(offsets))
-
-    def pooled(self, images: NDArray[np.uint8]) -> Tensor:  # [B, H, H, 3] -> [B, P]
-        return torch.cat([self._pooled_batch(part) for part in _batches(images)])
-
-    def _pooled_batch(self, images: NDArray[np.uint8]) -> Tensor:
-        x = F.avg_pool2d(_to_tensor(images, self.grey), 2**self.octave)
-        parts = []
-        for level, (filters, offsets) in enumerate(zip(self.filters, self.offsets, strict=True)):
-            x = F.avg_pool2d(x, 2) if level else x
-            # About 20 positions a side at every octave: a quarter of the time that each position costs at
-            # 32 pixels, for less than a point of accuracy, and a time that grows slowly with the input size.
-            stride = max(1, round(x.shape[-1] / 20))
-            mean = F.avg_pool2d(x.mean(1, keepdim=True), _PATCH, stride)
-            variance = F.avg_pool2d((x * x).mean(1, keepdim=True), _PATCH, stride) - mean * mean
-            response = F.conv2d(x, filters, stride=stride)
-            response /= (variance.clamp_min_(0) + _CONTRAST_FLOOR).sqrt_()
-            response -= offsets[:, None, None]
-            grid = 3 if level else 4
-            parts += [
-                F.adaptive_avg_pool2d((sign * response - _THRESHOLD).relu_(), grid).flatten(1).sqrt_()
-                for sign in (1, -1)
-            ]
-        return torch.cat(parts, 1)
-
-
-@dataclass(frozen=True, eq=False)
 class _Basis:
     """Pooled responses in fewer directions; pooled ones of one batch exist at a time, not of all images."""
 
-    coarse: _Coarse
+    dictionary: PatchDictionary
     mean: Tensor  # [P]
     directions: Tensor  # [P, R]
 
     def rows(self, images: NDArray[np.uint8]) -> Tensor:  # [B, H, H, 3] -> [B, R]
-        parts = [(self.coarse.pooled(part) - self.mean) @ self.directions for part in _batches(images)]
+        parts = [(self.dictionary.pooled(part) - self.mean) @ self.directions for part in batches(images)]
         return torch.cat(parts) if parts else torch.zeros(0, self.directions.shape[1])
 
 
 def _check_images(images: NDArray[np.uint8]) -> None:
     square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
-    if not square or images.dtype != np.uint8 or images.shape[1] < 2 * _PATCH:
+    if not square or images.dtype != np.uint8 or images.shape[1] < 2 * PATCH:
         raise DataError(
-            f"wanted square RGB images, uint8 [B, H, H, 3] with H >= {2 * _PATCH}, got {images.dtype} "
+            f"wanted square RGB images, uint8 [B, H, H, 3] with H >= {2 * PATCH}, got {images.dtype} "
             f"{list(images.shape)}: use images.decode"
         )
-
-
-def _batches(images: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
-    return (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-
-
-def _octaves(size: int) -> int:
-    return 1 + max(0, int(math.log2(size / _SMALLEST_OCTAVE)))
-
-
-def _finest_octave(sample: NDArray[np.uint8], grey: bool) -> int:
-    """The octave below which images hold next to nothing: enlarged or blurred pictures need no fine dictionary."""
-    x, octave = _to_tensor(sample[:200], grey), 0
-    while x.shape[-1] >= 2 * INPUT_SIZES[0]:
-        half = F.avg_pool2d(x, 2)
-        again = F.interpolate(half, size=list(x.shape[-2:]), mode="bilinear", align_corners=False)
-        if (x - again).square().mean() > _DETAIL * x.var(dim=(1, 2, 3), correction=0).mean():
-            break
-        x, octave = half, octave + 1
-    return octave
-
-
-def _to_tensor(images: NDArray[np.uint8], grey: bool) -> Tensor:
-    """[B, H, H, 3] -> [B, channels, H, H] float32, about zero. A colour image among grey ones is made grey."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() - 128
-    return x.mean(1, keepdim=True) if grey else x
-
-
-def _patches(sample: NDArray[np.uint8], grey: bool, octave: int, rng: np.random.Generator) -> Tensor:
-    """Random contrast-normalised patches [n, channels * 36] of an octave; flat ones are left out if others exist."""
-    chosen = sample[: _PATCHES // 40]  # 50 MB as floats at 64 pixels
-    count = min(_PATCHES, 100 * len(chosen))
-    x = torch.cat([_to_tensor(part, grey) for part in _batches(chosen)])
-    x = F.avg_pool2d(x, 2**octave) if octave else x
-    windows = x.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # [n, channels, rows, columns, 6, 6], a view
-    image, row, column = (
-        torch.from_numpy(rng.integers(0, stop, count)) for stop in (len(x), windows.shape[2], windows.shape[3])
-    )
-    patches = windows[image, :, row, column].flatten(1)
-    variance = patches.var(1, correction=0, keepdim=True)
-    textured = variance[:, 0] > 1
-    patches = (patches - patches.mean(1, keepdim=True)) / (variance + _CONTRAST_FLOOR).sqrt()
-    return patches[textured] if textured.sum() >= 10 * _WORDS else patches
-
-
-def _dictionary(patches: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Whitening and spherical k-means folded into filters on raw pixels: [n, d] -> weights [K, d], offsets [K]."""
-    mean = patches.mean(0)
-    centred = patches - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    whiten = (vectors / (values.clamp_min(0) + _WHITENING_FLOOR).sqrt()) @ vectors.T
-    points = centred @ whiten
-    words = F.normalize(points[torch.from_numpy(rng.integers(0, len(points), _WORDS))])
-    for _ in range(8):
-        total = torch.zeros_like(words)
-        for chunk in points.split(10_000):
-            dots = chunk @ words.T
-            best = dots.abs().argmax(1, keepdim=True)
-            total.index_add_(0, best[:, 0], dots.gather(1, best) * chunk)
-        empty = total.norm(dim=1) < 1e-6
-        total[empty] = points[torch.from_numpy(rng.integers(0, len(points), int(empty.sum())))]
-        words = F.normalize(total)
-    weights = words @ whiten
-    offsets = weights @ mean
-    # Filters see raw pixels. They ignore a patch's own mean because they sum to zero: exactly so after this line,
-    # up to rounding before it, as the patches that made them have no mean.
-    return weights - weights.mean(1, keepdim=True), offsets
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
@@ -410,7 +302,8 @@ def _anchor_graph(points: Tensor) -> tuple[Tensor, Tensor, float]:
 
     With Z [n, A] the weights, images i and j are joined by (Z diag(Z^T 1)^-1 Z^T)_ij, a random walk by way of anchors.
     Its eigenvectors come from an A x A problem; each is scaled by its eigenvalue to the power of the time.
-    The weight is what is left of the squared lengths of the slowest eight: 1 if the pool falls into nine groups or more.
+    The weight is what is left of the squared lengths of the slowest eight: 1 if the pool falls into nine
+    groups or more.
     """
     count = min(_ANCHORS, len(points) // _IMAGES_PER_ANCHOR)
     if count < 2 * _NEAREST:

@@ -278,9 +278,7 @@ def test_where_imports_are_slow_the_front_is_reordered_in_place(stack):
     stack.workshop.state.put(project_id, "import_s", 9.0)   # as without Label Studio's memory-efficient import
     for _ in range(5):
         stack.label_next(project_id)
-    stack.wait(lambda: stack.labels_used(project_id) == 5 and not stack.workshop.state.dirty(project_id), "five labels")
     stack.wait(lambda: stack.workshop.state.get(project_id, "front_of") == before.version, "a front changed in place")
-    assert stack.served(project_id).version == before.version
     scores = scores_of(stack, project_id, before.version)
     front = [int(t) for t in stack.workshop.state.get(project_id, "front")]
     unlabelled = [t for t in scores if t not in stack.workshop.state.annotated_ids(project_id)]

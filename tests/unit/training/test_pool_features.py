@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from training import pool_features
+from training import patch_dictionary, pool_features
 from training.errors import CheckpointCorrupt, DataError, RepresentationError
+from training.patch_dictionary import PatchDictionary
 from training.pool_features import PoolFeatures, choose_input_size
 
 
@@ -160,9 +161,9 @@ def test_an_octave_without_detail_is_left_out_and_one_with_detail_is_not() -> No
     large = torch.nn.functional.interpolate(small, size=64, mode="bicubic").clamp(0, 255)
     enlarged = large.byte().permute(0, 2, 3, 1).contiguous().numpy()
     crisp = rng.integers(0, 256, (40, 64, 64, 3)).astype(np.uint8)
-    assert pool_features._finest_octave(enlarged, False) == 1
-    assert pool_features._finest_octave(crisp, False) == 0
-    assert pool_features._finest_octave(enlarged[:, ::2, ::2], False) == 0  # 32 pixels are not halved
+    assert patch_dictionary.finest_octave(enlarged, False) == 1
+    assert patch_dictionary.finest_octave(crisp, False) == 0
+    assert patch_dictionary.finest_octave(enlarged[:, ::2, ::2], False) == 0  # 32 pixels are not halved
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_a_missing_file_says_that_features_must_be_learnt_first(tmp_path: Path) 
 
 def test_pooled_responses_equal_a_naive_loop_over_patches(learnt: PoolFeatures) -> None:
     image = blobs(1, seed=11)
-    coarse = pool_features._Coarse(False, 0, learnt.filters, learnt.offsets)
+    coarse = PatchDictionary(False, 0, learnt.filters, learnt.offsets)
     got = coarse.pooled(image)[0].double().numpy()
 
     weights = learnt.filters[0].double().flatten(1).numpy()
@@ -225,7 +226,7 @@ def test_dictionary_words_are_unit_vectors_in_the_whitened_space() -> None:
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(20, 20))
     patches = torch.from_numpy((rng.normal(size=(5000, 20)) @ mixing + 3).astype(np.float32))
-    weights, offsets = pool_features._dictionary(patches, rng)
+    weights, offsets = patch_dictionary.learn_words(patches, rng)
     centred = patches.double().numpy() - patches.double().numpy().mean(0)
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     unwhiten = (vectors * np.sqrt(values + 0.1)) @ vectors.T
