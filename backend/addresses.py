@@ -77,9 +77,7 @@ def read_address(uri: str, label_studio_url: str, task_id: int | None) -> Addres
         return Inline(uri)
     if scheme in CLOUD_SCHEMES:
         if task_id is None:
-            raise ImageUnavailable(
-                task_id, f"{shown(uri)} is opened through a task of Label Studio; save it first"
-            )
+            raise ImageUnavailable(task_id, f"{shown(uri)} is opened through a task of Label Studio; save it first")
         encoded = base64.urlsafe_b64encode(uri.encode()).decode()
         return InLabelStudio(f"/tasks/{task_id}/presign/?fileuri={encoded}", "cloud file", cloud_uri=uri)
     if scheme in ("http", "https"):
@@ -108,9 +106,7 @@ def is_label_studio(parts: SplitResult, home: SplitResult) -> bool:
     """
     if same_host(parts, home):
         return True
-    return (parts.hostname or "") in _LOCAL_NAMES and parts.path.startswith(
-        ("/data/upload/", "/data/local-files")
-    )
+    return (parts.hostname or "") in _LOCAL_NAMES and parts.path.startswith(("/data/upload/", "/data/local-files"))
 
 
 def same_host(a: SplitResult, b: SplitResult) -> bool:
@@ -123,9 +119,7 @@ def _port(parts: SplitResult) -> int:
 
 
 def _in_label_studio(parts: SplitResult, label_studio_url: str, task_id: int | None) -> InLabelStudio:
-    prefix = urlsplit(label_studio_url).path.rstrip(
-        "/"
-    )  # Label Studio below a path: https://host/label-studio
+    prefix = urlsplit(label_studio_url).path.rstrip("/")  # Label Studio below a path: https://host/label-studio
     path = parts.path
     if prefix and path.startswith(prefix + "/"):
         path = path[len(prefix) :]
@@ -133,9 +127,7 @@ def _in_label_studio(parts: SplitResult, label_studio_url: str, task_id: int | N
         path += "/"  # Label Studio answers a redirect or nothing without
     decoded = unquote(path)
     if ".." in decoded.split("/") or "\\" in decoded or not _FILE_PATHS.match(decoded):
-        raise ImageUnavailable(
-            task_id, f"{shown(parts.geturl())} is not an address at which Label Studio has files"
-        )
+        raise ImageUnavailable(task_id, f"{shown(parts.geturl())} is not an address at which Label Studio has files")
     if path.startswith("/data/local-files/"):
         return _local_file(parts, task_id)
     encoded = quote(decoded, safe="/")

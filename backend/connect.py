@@ -23,8 +23,15 @@ from .settings import Settings
 
 SECRET_HEADER = "X-Ask-First-Secret"
 TITLE = "Ask First"
-ACTIONS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED",
-           "TASKS_CREATED", "TASKS_DELETED", "PROJECT_UPDATED"]
+ACTIONS = [
+    "ANNOTATION_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_CREATED",
+    "ANNOTATIONS_DELETED",
+    "TASKS_CREATED",
+    "TASKS_DELETED",
+    "PROJECT_UPDATED",
+]
 
 
 @dataclass
@@ -42,8 +49,14 @@ class NotReachable(BackendError):
     code = "not_reachable"
 
 
-def connect_project(workshop: Workshop, dispatcher: Dispatcher, project_id: int, *, url: str | None = None,
-                    say: Callable[[str], None] = lambda line: None) -> ConnectReport:
+def connect_project(
+    workshop: Workshop,
+    dispatcher: Dispatcher,
+    project_id: int,
+    *,
+    url: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ConnectReport:
     """Make a project follow the model. `url`: this backend as Label Studio reaches it, if not as in the settings.
 
     Raises:
@@ -130,7 +143,9 @@ def our_webhooks(ls: LabelStudioClient, project_id: int, url: str) -> list[dict[
     return [h for h in ls.webhooks(project_id) if str(h.get("url", "")).rstrip("/") == f"{url}/webhook"]
 
 
-def _ensure_backend(ls: LabelStudioClient, settings: Settings, project_id: int, url: str, done: Callable[[str], None]) -> None:
+def _ensure_backend(
+    ls: LabelStudioClient, settings: Settings, project_id: int, url: str, done: Callable[[str], None]
+) -> None:
     mine = [b for b in ls.backends(project_id) if str(b.get("url", "")).rstrip("/") == url]
     if mine:
         done(f"backend {url} was connected already")
@@ -143,16 +158,24 @@ def _ensure_backend(ls: LabelStudioClient, settings: Settings, project_id: int, 
         if error.label_studio_status == 403 or "reserved network" in error.body:
             raise NotReachable(
                 f"Label Studio refuses the address {url}, because it is private. Start Label Studio with "
-                "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false, then connect again.") from error
+                "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false, then connect again."
+            ) from error
         raise NotReachable(
             f"Label Studio cannot use {url}: {error.body or error}. Check that the backend runs, and that "
-            "ASKFIRST_PUBLIC_URL is its address as Label Studio reaches it.") from error
+            "ASKFIRST_PUBLIC_URL is its address as Label Studio reaches it."
+        ) from error
     done(f"backend {url} connected")
 
 
 def _ensure_webhook(ls: LabelStudioClient, project_id: int, url: str, secret: str, done: Callable[[str], None]) -> None:
-    body = {"url": f"{url}/webhook", "send_payload": True, "send_for_all_actions": False, "actions": ACTIONS,
-            "headers": {SECRET_HEADER: secret}, "is_active": True}
+    body = {
+        "url": f"{url}/webhook",
+        "send_payload": True,
+        "send_for_all_actions": False,
+        "actions": ACTIONS,
+        "headers": {SECRET_HEADER: secret},
+        "is_active": True,
+    }
     mine = our_webhooks(ls, project_id, url)
     try:
         if mine:
@@ -164,11 +187,13 @@ def _ensure_webhook(ls: LabelStudioClient, project_id: int, url: str, secret: st
     except LabelStudioRejected as error:
         if "valid URL" in error.body:
             raise NotReachable(
-                f"Label Studio refuses webhooks to {url}, because the host has no dot. Give the backend a name with one "
-                "(backend.internal, say; a network alias will do) and set ASKFIRST_PUBLIC_URL to it.") from error
+                f"Label Studio refuses webhooks to {url}, because the host has no dot. Give the backend a name "
+                "with one (backend.internal, say; a network alias will do) and set ASKFIRST_PUBLIC_URL to it."
+            ) from error
         if "reserved network" in error.body or error.label_studio_status == 403:
             raise NotReachable(
                 f"Label Studio refuses webhooks to {url}. Start it with SSRF_PROTECTION_ENABLED=false, then connect "
-                "again; without the webhook it would show predictions but never learn.") from error
+                "again; without the webhook it would show predictions but never learn."
+            ) from error
         raise
     done("webhook set up with a secret header")

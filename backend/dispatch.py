@@ -23,7 +23,7 @@ from .state import State
 FAST, SLOW = "askfirst-fast", "askfirst-slow"
 TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "tick": 300, "adopt": 600}
 QUEUE_OF = {"refresh": FAST, "tick": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW}
-RESULT_TTL_S = 600        # long enough for Label Studio's /job_status
+RESULT_TTL_S = 600  # long enough for Label Studio's /job_status
 FAILURE_TTL_S = 7 * 86400
 
 
@@ -57,8 +57,15 @@ class Dispatcher:
             return None
         try:
             self._queues[QUEUE_OF[kind]].enqueue(
-                f"backend.jobs.{kind}", project_id, wake_number, job_id=job_id, job_timeout=TIMEOUT_S[kind],
-                result_ttl=RESULT_TTL_S, failure_ttl=FAILURE_TTL_S, description=f"{kind} of project {project_id}")
+                f"backend.jobs.{kind}",
+                project_id,
+                wake_number,
+                job_id=job_id,
+                job_timeout=TIMEOUT_S[kind],
+                result_ttl=RESULT_TTL_S,
+                failure_ttl=FAILURE_TTL_S,
+                description=f"{kind} of project {project_id}",
+            )
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         return job_id
@@ -88,9 +95,12 @@ class Dispatcher:
         marker = f"-{project_id}-"
         try:
             for queue in self._queues.values():
-                ids = [*queue.started_job_registry.get_job_ids(cleanup=False), *queue.get_job_ids(0, 50),
-                       *reversed(queue.failed_job_registry.get_job_ids(cleanup=False)[-20:]),
-                       *reversed(queue.finished_job_registry.get_job_ids(cleanup=False)[-20:])]
+                ids = [
+                    *queue.started_job_registry.get_job_ids(cleanup=False),
+                    *queue.get_job_ids(0, 50),
+                    *reversed(queue.failed_job_registry.get_job_ids(cleanup=False)[-20:]),
+                    *reversed(queue.finished_job_registry.get_job_ids(cleanup=False)[-20:]),
+                ]
                 mine = [i for i in dict.fromkeys(ids) if marker in i][:limit]
                 views += [_view(job) for job in Job.fetch_many(mine, connection=self._redis) if job is not None]
         except redis.RedisError as error:
@@ -101,8 +111,10 @@ class Dispatcher:
     def workers(self) -> list[str]:
         """A line per living worker: name, queues, state."""
         try:
-            return [f"{w.hostname}:{w.pid} {', '.join(w.queue_names())} {w.get_state()}"
-                    for w in Worker.all(connection=self._redis)]
+            return [
+                f"{w.hostname}:{w.pid} {', '.join(w.queue_names())} {w.get_state()}"
+                for w in Worker.all(connection=self._redis)
+            ]
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
@@ -125,5 +137,10 @@ class Dispatcher:
 def _view(job: Job) -> JobView:
     meta: dict[str, Any] = job.get_meta(refresh=False)
     stamp: datetime | None = job.ended_at or job.started_at or job.enqueued_at
-    return JobView(id=job.id, what=job.description or job.id, state=str(job.get_status(refresh=False).value),
-                   progress=str(meta.get("progress", "")), since=stamp.timestamp() if stamp else 0.0)
+    return JobView(
+        id=job.id,
+        what=job.description or job.id,
+        state=str(job.get_status(refresh=False).value),
+        progress=str(meta.get("progress", "")),
+        since=stamp.timestamp() if stamp else 0.0,
+    )

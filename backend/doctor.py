@@ -78,13 +78,17 @@ def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iter
 
 def _token(ls: LabelStudioClient) -> str:
     if ls.token_kind == "no token":
-        raise _Bad("LABEL_STUDIO_API_KEY is not set: create a personal access token in Label Studio (Account & Settings)")
+        raise _Bad(
+            "LABEL_STUDIO_API_KEY is not set: create a personal access token in Label Studio (Account & Settings)"
+        )
     try:
         who = ls.whoami()
     except LabelStudioRejected as error:
         if ls.token_kind == "legacy token" and error.label_studio_status == 401:
-            raise _Bad("the legacy token is refused. New organisations have legacy tokens switched off: use a personal "
-                       "access token, or start Label Studio with LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN=true") from error
+            raise _Bad(
+                "the legacy token is refused. New organisations have legacy tokens switched off: use a personal "
+                "access token, or start Label Studio with LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN=true"
+            ) from error
         raise _Bad(f"the {ls.token_kind} is refused: {error}") from error
     return f"{ls.token_kind} of {who.get('email') or who.get('username')}"
 
@@ -104,12 +108,14 @@ def _workers(dispatcher: Dispatcher) -> str:
 
 def _web(settings: Settings) -> str:
     url = f"http://127.0.0.1:{settings.port}/health"
-    auth = ((settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()) if settings.basic_auth_user else None)
+    auth = (settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()) if settings.basic_auth_user else None
     try:
         answer = httpx.get(url, timeout=3.0, auth=auth)
     except httpx.HTTPError as error:
-        raise _Bad(f"{url} does not answer ({type(error).__name__}): start `askfirst serve` "
-                   "(or ignore this line where the web process runs on another host)") from error
+        raise _Bad(
+            f"{url} does not answer ({type(error).__name__}): start `askfirst serve` "
+            "(or ignore this line where the web process runs on another host)"
+        ) from error
     if answer.status_code != 200 or answer.json().get("status") != "UP":
         raise _Bad(f"{url} answers {answer.status_code}; is another program on port {settings.port}?")
     return f"{url} is up"
@@ -128,8 +134,10 @@ def _disk(settings: Settings) -> str:
 
 def _weights(settings: Settings) -> str:
     if not settings.weights:
-        return ("no weights given: features are learnt from the pool itself, which works and is worth less than a "
-                "pretrained network on photographs; set ASKFIRST_WEIGHTS to a file, a URL or 'torchvision'")
+        return (
+            "no weights given: features are learnt from the pool itself, which works and is worth less than a "
+            "pretrained network on photographs; set ASKFIRST_WEIGHTS to a file, a URL or 'torchvision'"
+        )
     if settings.weights == "torchvision" or settings.weights.startswith(("http://", "https://")):
         return f"{settings.backbone} with weights {settings.weights!r}, downloaded at first use"
     from pathlib import Path
@@ -150,8 +158,10 @@ def _reaches_us(workshop: Workshop, settings: Settings, project_id: int) -> str:
     if not mine:
         raise _Bad(f"{url} is not connected: run `askfirst connect --project {project_id}`")
     if mine[0].get("state") not in ("CO", "TR", "PR"):
-        raise _Bad(f"Label Studio says {mine[0].get('readable_state')!r}: {mine[0].get('error_message')}. It must reach {url}; "
-                   "private addresses need ML_BLOCK_LOCAL_IP=false on Label Studio")
+        raise _Bad(
+            f"Label Studio says {mine[0].get('readable_state')!r}: {mine[0].get('error_message')}. It must "
+            f"reach {url}; private addresses need ML_BLOCK_LOCAL_IP=false on Label Studio"
+        )
     return f"Label Studio reached {url}"
 
 
@@ -159,20 +169,29 @@ def _webhook(workshop: Workshop, settings: Settings, project_id: int) -> str:
     url = workshop.state.get(project_id, "url") or settings.url_for_label_studio
     hooks = our_webhooks(workshop.ls, project_id, url)
     if not hooks:
-        raise _Bad("no webhook points here: labels are found by the tick only, seconds late. Run `askfirst connect`; if that "
-                   "is refused, start Label Studio with SSRF_PROTECTION_ENABLED=false")
+        raise _Bad(
+            "no webhook points here: labels are found by the tick only, seconds late. Run `askfirst connect`; if that "
+            "is refused, start Label Studio with SSRF_PROTECTION_ENABLED=false"
+        )
     if not hooks[0].get("is_active", True):
         raise _Bad("the webhook is switched off in Label Studio (Settings, Webhooks)")
     if (hooks[0].get("headers") or {}).get(SECRET_HEADER) != webhook_secret(settings):
         raise _Bad(f"the webhook carries another secret than ours: run `askfirst connect --project {project_id}`")
     last = workshop.state.events(project_id)
-    return f"set up with our secret; last event {time.time() - last[0]['at']:.0f} s ago" if last else "set up; no event yet"
+    return (
+        f"set up with our secret; last event {time.time() - last[0]['at']:.0f} s ago"
+        if last
+        else "set up; no event yet"
+    )
 
 
 def _sampling(ls: LabelStudioClient, project_id: int) -> str:
     project = ls.project(project_id)
     if project.sampling != SAMPLING:
-        raise _Bad(f"sampling is {project.sampling!r}; the order needs {SAMPLING!r}: run `askfirst connect --project {project_id}`")
+        raise _Bad(
+            f"sampling is {project.sampling!r}; the order needs {SAMPLING!r}: run "
+            f"`askfirst connect --project {project_id}`"
+        )
     return f"{project.sampling}; overlap {project.overlap}"
 
 
@@ -183,14 +202,18 @@ def _version(workshop: Workshop, project_id: int) -> str:
         raise _Bad("no order was pushed yet: see the jobs on the status page")
     if project.model_version != pushed.version:
         kind = "one of our older ones" if is_ours(project.model_version) else "not ours"
-        raise _Bad(f"Label Studio serves {project.model_version!r} ({kind}), we pushed {pushed.version!r}: chosen by hand, or "
-                   f"about to be put right; `askfirst connect --project {project_id}` hands the queue back to the model")
+        raise _Bad(
+            f"Label Studio serves {project.model_version!r} ({kind}), we pushed {pushed.version!r}: chosen by hand, or "
+            f"about to be put right; `askfirst connect --project {project_id}` hands the queue back to the model"
+        )
     return f"{pushed.version!r}: {len(pushed.ids)} tasks, made from {pushed.labels} labels"
 
 
 def _import(workshop: Workshop, project_id: int) -> str:
     seconds = float(workshop.state.get(project_id, "import_s") or 0.0)
     if seconds > 1.0:
-        raise _Bad(f"the last small import took {seconds:.1f} s: start Label Studio with {FLAG}=true; until then the front of "
-                   "the queue is re-ordered in place where that is quicker")
+        raise _Bad(
+            f"the last small import took {seconds:.1f} s: start Label Studio with {FLAG}=true; until then the front of "
+            "the queue is re-ordered in place where that is quicker"
+        )
     return f"the last one took {seconds:.2f} s"

@@ -157,10 +157,7 @@ _HINTS = {
         "Set LABEL_STUDIO_API_KEY to a personal access token of Label Studio (Account & Settings), "
         "or to a legacy token if the organisation allows those."
     ),
-    403: (
-        "The user of LABEL_STUDIO_API_KEY lacks this right, "
-        "or Label Studio's SSRF protection refused an address."
-    ),
+    403: ("The user of LABEL_STUDIO_API_KEY lacks this right, or Label Studio's SSRF protection refused an address."),
     404: "It does not exist, or the user of LABEL_STUDIO_API_KEY may not see it.",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from .errors import BadPayload
@@ -18,13 +18,13 @@ from .errors import BadPayload
 MAX_LISTED_IDS = 20_000  # more than this in one event: look at everything instead
 
 
-class Wake(str, Enum):
+class Wake(StrEnum):
     """What has to be looked at again."""
 
-    LABELS = "labels"      # annotations of the tasks named, or of all tasks
-    TASKS = "tasks"        # the list of tasks
-    PROJECT = "project"    # settings of the project
-    TRAIN = "train"        # the Start Training button
+    LABELS = "labels"  # annotations of the tasks named, or of all tasks
+    TASKS = "tasks"  # the list of tasks
+    PROJECT = "project"  # settings of the project
+    TRAIN = "train"  # the Start Training button
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,17 @@ class Event:
     action: str
     project_id: int
     wakes: frozenset[Wake]
-    task_ids: tuple[int, ...] = ()          # whose annotations changed
-    annotation_ids: tuple[int, ...] = ()    # deleted ones, whose task only our own map knows
-    all_tasks: bool = False                 # too many to name, or unknown which
-    project: dict[str, Any] | None = None   # the payload's project, for comparing settings
+    task_ids: tuple[int, ...] = ()  # whose annotations changed
+    annotation_ids: tuple[int, ...] = ()  # deleted ones, whose task only our own map knows
+    all_tasks: bool = False  # too many to name, or unknown which
+    project: dict[str, Any] | None = None  # the payload's project, for comparing settings
 
 
 _LABEL_ACTIONS = {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"}
 _DELETE_ACTIONS = {"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"}
-KNOWN_ACTIONS = _LABEL_ACTIONS | _DELETE_ACTIONS | {
-    "TASKS_CREATED", "TASKS_DELETED", "PROJECT_UPDATED", "START_TRAINING"}
+KNOWN_ACTIONS = (
+    _LABEL_ACTIONS | _DELETE_ACTIONS | {"TASKS_CREATED", "TASKS_DELETED", "PROJECT_UPDATED", "START_TRAINING"}
+)
 
 
 def parse(payload: Any) -> Event | None:
@@ -63,20 +64,43 @@ def parse(payload: Any) -> Event | None:
     project = payload.get("project") if isinstance(payload.get("project"), dict) else None
     if action in _LABEL_ACTIONS:
         ids = _task_ids(payload)
-        return Event(action, project_id, frozenset({Wake.LABELS}), task_ids=ids[:MAX_LISTED_IDS],
-                     all_tasks=not ids or len(ids) > MAX_LISTED_IDS, project=project)
+        return Event(
+            action,
+            project_id,
+            frozenset({Wake.LABELS}),
+            task_ids=ids[:MAX_LISTED_IDS],
+            all_tasks=not ids or len(ids) > MAX_LISTED_IDS,
+            project=project,
+        )
     if action in _DELETE_ACTIONS:
         ids = _ids(payload.get("annotations")) or _ids(payload.get("annotation"))
-        return Event(action, project_id, frozenset({Wake.LABELS}), annotation_ids=ids[:MAX_LISTED_IDS],
-                     all_tasks=not ids or len(ids) > MAX_LISTED_IDS, project=project)
+        return Event(
+            action,
+            project_id,
+            frozenset({Wake.LABELS}),
+            annotation_ids=ids[:MAX_LISTED_IDS],
+            all_tasks=not ids or len(ids) > MAX_LISTED_IDS,
+            project=project,
+        )
     if action == "TASKS_CREATED":
         labelled = _already_labelled(payload.get("tasks"))
         wakes = {Wake.TASKS, Wake.LABELS} if labelled else {Wake.TASKS}
-        return Event(action, project_id, frozenset(wakes), task_ids=labelled[:MAX_LISTED_IDS],
-                     all_tasks=len(labelled) > MAX_LISTED_IDS, project=project)
+        return Event(
+            action,
+            project_id,
+            frozenset(wakes),
+            task_ids=labelled[:MAX_LISTED_IDS],
+            all_tasks=len(labelled) > MAX_LISTED_IDS,
+            project=project,
+        )
     if action == "TASKS_DELETED":
-        return Event(action, project_id, frozenset({Wake.TASKS, Wake.LABELS}), task_ids=_ids(payload.get("tasks"))[:MAX_LISTED_IDS],
-                     project=project)
+        return Event(
+            action,
+            project_id,
+            frozenset({Wake.TASKS, Wake.LABELS}),
+            task_ids=_ids(payload.get("tasks"))[:MAX_LISTED_IDS],
+            project=project,
+        )
     if action == "PROJECT_UPDATED":
         return Event(action, project_id, frozenset({Wake.PROJECT}), project=project)
     return Event(action, project_id, frozenset({Wake.TRAIN, Wake.LABELS}), project=project)
@@ -123,5 +147,13 @@ def _task_ids(payload: dict[str, Any]) -> tuple[int, ...]:
 
 def _already_labelled(tasks: Any) -> tuple[int, ...]:
     """Tasks that were imported together with annotations."""
-    return _ids([t for t in _dicts(tasks) if t.get("is_labeled") or t.get("total_annotations")
-                 or t.get("cancelled_annotations") or t.get("annotations")])
+    return _ids(
+        [
+            t
+            for t in _dicts(tasks)
+            if t.get("is_labeled")
+            or t.get("total_annotations")
+            or t.get("cancelled_annotations")
+            or t.get("annotations")
+        ]
+    )

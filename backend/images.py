@@ -152,9 +152,7 @@ class ImageFetcher:
     def _inline(self, uri: str, task_id: int | None) -> bytes:
         header, comma, body = uri.partition(",")
         if not comma:
-            raise ImageUnavailable(
-                task_id, "the data: address has no comma, so no data; import the image again"
-            )
+            raise ImageUnavailable(task_id, "the data: address has no comma, so no data; import the image again")
         if len(body) > self._max_bytes * 4:  # three letters of percent-encoding per byte, and some for base64
             raise self._too_large(task_id)
         data = unquote_to_bytes(body)
@@ -295,9 +293,7 @@ def _slow(timeout_s: float, task_id: int | None) -> ImageUnavailable:
     )
 
 
-def _explained(
-    error: Exception, parts: SplitResult, timeout_s: float, task_id: int | None
-) -> ImageUnavailable:
+def _explained(error: Exception, parts: SplitResult, timeout_s: float, task_id: int | None) -> ImageUnavailable:
     if isinstance(error, httpx.TimeoutException):
         return _slow(timeout_s, task_id)
     cause = f"{type(error).__name__}: {excerpt(str(error), 200)}"
@@ -332,16 +328,12 @@ def _refused(response: httpx.Response, source: Address, task_id: int | None) -> 
     status = response.status_code
     if not isinstance(source, InLabelStudio):
         hint = "; the address must open without a log-in" if status in (401, 403) else ""
-        return ImageUnavailable(
-            task_id, f"{response.url.host} answered {status}{hint}", retryable=status in _PASSING
-        )
+        return ImageUnavailable(task_id, f"{response.url.host} answered {status}{hint}", retryable=status in _PASSING)
     if status == 401:
         return ImageUnavailable(task_id, _NO_TOKEN)
     if status == 403:
         hint = "; set LOCAL_FILES_SERVING_ENABLED=true on Label Studio" if source.kind == "local file" else ""
-        return ImageUnavailable(
-            task_id, f"Label Studio does not permit reading the {source.kind} (403){hint}"
-        )
+        return ImageUnavailable(task_id, f"Label Studio does not permit reading the {source.kind} (403){hint}")
     # Label Studio 1.23.2 answers 500 for an upload that it does not know: it asks nothing for permission.
     unknown_upload = source.kind == "upload" and status == 500 and b"has_permission" in _start_of(response)
     if status in (404, 410) or unknown_upload:

@@ -92,8 +92,13 @@ def _once_per_project(project_id: int, kind: str, work: Callable[[Workshop, Disp
     return result
 
 
-def _guarded(workshop: Workshop, dispatcher: Dispatcher, project_id: int, kind: str,
-             work: Callable[[Workshop, Dispatcher, int], str]) -> str:
+def _guarded(
+    workshop: Workshop,
+    dispatcher: Dispatcher,
+    project_id: int,
+    kind: str,
+    work: Callable[[Workshop, Dispatcher, int], str],
+) -> str:
     started = time.monotonic()
     try:
         result = work(workshop, dispatcher, project_id)
@@ -148,11 +153,19 @@ def _refresh(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str
     # Whoever is at it already looks at the flags before it goes.
     if "tasks" in workshop.state.flags(project_id) and workshop.state.holder(project_id, "pool") is None:
         dispatcher.wake(project_id, "pool", workshop.state.wake_number(project_id))
-    if (pushed is not None and pushed.kind == "sprint" and not workshop.state.get(project_id, "full_version")
-            and workshop.state.holder(project_id, "full") is None):
+    if (
+        pushed is not None
+        and pushed.kind == "sprint"
+        and not workshop.state.get(project_id, "full_version")
+        and workshop.state.holder(project_id, "full") is None
+    ):
         dispatcher.wake(project_id, "full", workshop.state.wake_number(project_id))
-    return (f"{outcome.labels} labels; " + (f"fitted {outcome.fitted}" if outcome.fitted else f"no refit: {outcome.waited}")
-            + (f"; pushed {outcome.pushed!r}" if outcome.pushed else "") + f"; {outcome.seconds}")
+    return (
+        f"{outcome.labels} labels; "
+        + (f"fitted {outcome.fitted}" if outcome.fitted else f"no refit: {outcome.waited}")
+        + (f"; pushed {outcome.pushed!r}" if outcome.pushed else "")
+        + f"; {outcome.seconds}"
+    )
 
 
 def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
@@ -167,14 +180,18 @@ def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
         state.drop(project_id, "full_version")
         dispatcher.wake(project_id, "refresh", state.wake_number(project_id))
 
-    report = sync.embed(tasks, progress=lambda done, total: show_progress(done, total, "images"),
-                        checkpoint=wake_refresh, should_stop=lambda: False)
+    report = sync.embed(
+        tasks,
+        progress=lambda done, total: show_progress(done, total, "images"),
+        checkpoint=wake_refresh,
+        should_stop=lambda: False,
+    )
     state.put(project_id, "unreadable", {str(t): reason for t, reason in list(report.unreadable.items())[:1000]})
     state.put(project_id, "unreadable_count", len(report.unreadable))
     state.put(project_id, "pool_at", time.time())
     state.clean(project_id, "flags", {f: n for f, n in flags.items() if f in ("tasks", "relist")})
     wake_refresh()
-    if "tasks" in state.flags(project_id):   # raised while we were at it
+    if "tasks" in state.flags(project_id):  # raised while we were at it
         dispatcher.wake(project_id, "pool", state.wake_number(project_id))
     return f"{len(tasks.ids)} tasks, {report.embedded} images embedded, {len(report.unreadable)} unreadable"
 

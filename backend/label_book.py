@@ -19,9 +19,9 @@ from .labels import Label, reduce_annotations
 from .ls_client import LabelStudioClient
 from .state import State
 
-READ_TOGETHER = 4          # Label Studio's built-in server gains nothing beyond
-FULL_READ_ABOVE = 80       # single reads cost 25 ms each; the export of a thousand tasks about a second
-ACTIVE_S = 15 * 60.0       # an annotator counts as present this long after a submit
+READ_TOGETHER = 4  # Label Studio's built-in server gains nothing beyond
+FULL_READ_ABOVE = 80  # single reads cost 25 ms each; the export of a thousand tasks about a second
+ACTIVE_S = 15 * 60.0  # an annotator counts as present this long after a submit
 _KEPT = ("id", "was_cancelled", "ground_truth", "updated_at", "created_at")
 _KEPT_OF_RESULT = ("id", "from_name", "to_name", "type", "value")
 
@@ -44,7 +44,7 @@ class LabelBook:
         self.project_id = project_id
         self.annotations: dict[int, list[dict[str, Any]]] = {}
         self.labels: dict[int, Label] = {}
-        self._rev: int | None = None       # state's labels_rev that the memory stands for
+        self._rev: int | None = None  # state's labels_rev that the memory stands for
         self._config_digest = ""
 
     # ------------------------------------------------------------------ in step with Label Studio
@@ -73,7 +73,7 @@ class LabelBook:
             self._config_digest = config.digest
             self.labels = {t: reduce_annotations(a, config) for t, a in self.annotations.items()}
         else:
-            for task in (self.annotations if full else wanted):
+            for task in self.annotations if full else wanted:
                 if task in self.annotations:
                     self.labels[task] = reduce_annotations(self.annotations[task], config)
             for task in [t for t in self.labels if t not in self.annotations]:
@@ -129,8 +129,12 @@ class LabelBook:
         """People who submitted within the last quarter of an hour; at least one."""
         since = datetime.fromtimestamp((time.time() if now is None else now) - ACTIVE_S, UTC)
         stamp = since.strftime("%Y-%m-%dT%H:%M:%S")  # Label Studio's times are UTC in this form: they sort as text
-        recent = {a.get("completed_by") for rows in self.annotations.values() for a in rows
-                  if str(a.get("updated_at", "")) >= stamp}
+        recent = {
+            a.get("completed_by")
+            for rows in self.annotations.values()
+            for a in rows
+            if str(a.get("updated_at", "")) >= stamp
+        }
         return max(1, len(recent))
 
     def counted(self) -> tuple[int, int]:
@@ -140,8 +144,13 @@ class LabelBook:
 
     def summary(self) -> LabelSummary:
         kinds = [label.kind for label in self.labels.values()]
-        return LabelSummary(labelled=kinds.count("agreed"), ties=kinds.count("tie"), skipped=kinds.count("skipped"),
-                            unknown=kinds.count("unknown"), empty=kinds.count("empty"))
+        return LabelSummary(
+            labelled=kinds.count("agreed"),
+            ties=kinds.count("tie"),
+            skipped=kinds.count("skipped"),
+            unknown=kinds.count("unknown"),
+            empty=kinds.count("empty"),
+        )
 
 
 def slim(annotations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -149,10 +158,15 @@ def slim(annotations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for annotation in annotations:
         by = annotation.get("completed_by")
-        rows.append({
-            **{k: annotation[k] for k in _KEPT if annotation.get(k) is not None},
-            "completed_by": by.get("id") if isinstance(by, dict) else by,
-            "result": [{k: r[k] for k in _KEPT_OF_RESULT if k in r}
-                       for r in annotation.get("result") or [] if isinstance(r, dict)],
-        })
+        rows.append(
+            {
+                **{k: annotation[k] for k in _KEPT if annotation.get(k) is not None},
+                "completed_by": by.get("id") if isinstance(by, dict) else by,
+                "result": [
+                    {k: r[k] for k in _KEPT_OF_RESULT if k in r}
+                    for r in annotation.get("result") or []
+                    if isinstance(r, dict)
+                ],
+            }
+        )
     return rows

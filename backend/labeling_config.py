@@ -232,9 +232,7 @@ class _Reader:
                 self._with_skips(others) if keep is not None else self._example(images),
             )
         if not served:
-            raise UnsupportedLabelConfig(
-                f"{candidates[0].shown} is not served; <Choices> is.", self._example(images)
-            )
+            raise UnsupportedLabelConfig(f"{candidates[0].shown} is not served; <Choices> is.", self._example(images))
         return served[0]
 
     def _image_of(self, tag: _Tag, images: dict[str, _Tag]) -> _Tag:

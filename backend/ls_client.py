@@ -21,9 +21,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from .errors import LabelStudioRejected, LabelStudioUnavailable
 
-ACCESS_TOKEN_MARGIN_S = 60.0   # renew this long before the token's own end
-PAGE_SIZE = 1000               # 0.2-0.5 s per page when only id and data are asked for
-IMPORT_TIMEOUT_FACTOR = 10     # an import of 100,000 rows takes a minute
+ACCESS_TOKEN_MARGIN_S = 60.0  # renew this long before the token's own end
+PAGE_SIZE = 1000  # 0.2-0.5 s per page when only id and data are asked for
+IMPORT_TIMEOUT_FACTOR = 10  # an import of 100,000 rows takes a minute
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Project:
     """What we use of Label Studio's project."""
 
     id: int
-    created_at: int                 # unix seconds; with the id it names a project for ever
+    created_at: int  # unix seconds; with the id it names a project for ever
     title: str
     label_config: str
     model_version: str | None
     sampling: str
     overlap: int
-    min_annotations: int            # labels before the first training; 0: no such limit
+    min_annotations: int  # labels before the first training; 0: no such limit
     task_count: int
     annotation_count: int
-    annotated_count: int            # tasks with at least one annotation that is not cancelled
+    annotated_count: int  # tasks with at least one annotation that is not cancelled
     skipped_count: int
     show_predictions: bool
 
@@ -90,13 +90,23 @@ class LabelStudioClient:
     LabelStudioRejected (4xx: it will not).
     """
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float = 60.0, verify_ssl: bool = True,
-                 transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float = 60.0,
+        verify_ssl: bool = True,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self._api_key = api_key
         self._timeout_s = timeout_s
         self._http = httpx.Client(
-            base_url=self.url, verify=verify_ssl, transport=transport, follow_redirects=False,
+            base_url=self.url,
+            verify=verify_ssl,
+            transport=transport,
+            follow_redirects=False,
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             limits=httpx.Limits(max_keepalive_connections=8, keepalive_expiry=20.0),
         )
@@ -125,31 +135,49 @@ class LabelStudioClient:
             return {"Authorization": f"Token {self._api_key}"}
         with self._lock:
             if time.time() > self._access_until - ACCESS_TOKEN_MARGIN_S:
-                answer = self._send("renew the access token", "POST", "/api/token/refresh/",
-                                    json={"refresh": self._api_key}, auth=False)
+                answer = self._send(
+                    "renew the access token", "POST", "/api/token/refresh/", json={"refresh": self._api_key}, auth=False
+                )
                 self._access = str(answer["access"])
                 self._access_until = _expiry(self._access)
             return {"Authorization": f"Bearer {self._access}"}
 
     # ------------------------------------------------------------------ the one door
-    def _send(self, what: str, method: str, path: str, *, auth: bool = True, timeout_s: float | None = None,
-              again: bool | None = None, **kwargs: Any) -> Any:
+    def _send(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        auth: bool = True,
+        timeout_s: float | None = None,
+        again: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """JSON of the answer. GETs are tried three times when there is no answer."""
         attempts = 3 if (again if again is not None else method == "GET") else 1
-        for attempt in Retrying(stop=stop_after_attempt(attempts), reraise=True,
-                                wait=wait_exponential_jitter(multiplier=0.2, max=2.0),
-                                retry=retry_if_exception_type(LabelStudioUnavailable)):
+        for attempt in Retrying(
+            stop=stop_after_attempt(attempts),
+            reraise=True,
+            wait=wait_exponential_jitter(multiplier=0.2, max=2.0),
+            retry=retry_if_exception_type(LabelStudioUnavailable),
+        ):
             with attempt:
                 return self._send_once(what, method, path, auth, timeout_s, kwargs)
         raise AssertionError("unreachable")
 
-    def _send_once(self, what: str, method: str, path: str, auth: bool, timeout_s: float | None,
-                   kwargs: dict[str, Any]) -> Any:
+    def _send_once(
+        self, what: str, method: str, path: str, auth: bool, timeout_s: float | None, kwargs: dict[str, Any]
+    ) -> Any:
         headers = self.auth_headers() if auth else {}
         try:
             response = self._http.request(
-                method, path, headers=headers,
-                timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=5.0), **kwargs)
+                method,
+                path,
+                headers=headers,
+                timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=5.0),
+                **kwargs,
+            )
         except httpx.HTTPError as error:
             raise LabelStudioUnavailable(what, f"{type(error).__name__}: {error}") from error
         if response.status_code >= 500:
@@ -177,14 +205,23 @@ class LabelStudioClient:
 
     def tasks(self, project_id: int, after_id: int = 0) -> Iterator[dict[str, Any]]:
         """Tasks with an id above `after_id`: id, data, is_labeled, total and cancelled annotations."""
-        query = {"filters": {"conjunction": "and", "items": [
-            {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after_id}]}}
-        return self._pages(project_id, "id,data,is_labeled,total_annotations,cancelled_annotations",
-                           query if after_id else None)
+        query = {
+            "filters": {
+                "conjunction": "and",
+                "items": [{"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after_id}],
+            }
+        }
+        return self._pages(
+            project_id, "id,data,is_labeled,total_annotations,cancelled_annotations", query if after_id else None
+        )
 
     def _pages(self, project_id: int, include: str, query: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         params: dict[str, Any] = {
-            "project": project_id, "page_size": PAGE_SIZE, "resolve_uri": "false", "include": include}
+            "project": project_id,
+            "page_size": PAGE_SIZE,
+            "resolve_uri": "false",
+            "include": include,
+        }
         if query:
             params["query"] = json.dumps(query)
         page = 1
@@ -207,15 +244,31 @@ class LabelStudioClient:
         Label Studio moves a task's `updated_at` when an annotation is created, changed, skipped or deleted, and leaves
         it alone when predictions are imported (observed on 1.23.2).
         """
-        query = {"filters": {"conjunction": "and", "items": [
-            {"filter": "filter:tasks:updated_at", "operator": "greater", "type": "Datetime", "value": stamp}]}}
+        query = {
+            "filters": {
+                "conjunction": "and",
+                "items": [
+                    {"filter": "filter:tasks:updated_at", "operator": "greater", "type": "Datetime", "value": stamp}
+                ],
+            }
+        }
         return list(self._pages(project_id, "id,updated_at,total_annotations,cancelled_annotations", query))
 
     def newest_change(self, project_id: int) -> str | None:
         """ISO time of the project's last change of a task; None without tasks."""
-        answer = self._send("find the last change", "GET", "/api/tasks", params={
-            "project": project_id, "page": 1, "page_size": 1, "include": "id,updated_at", "resolve_uri": "false",
-            "query": json.dumps({"ordering": ["-tasks:updated_at"]})})
+        answer = self._send(
+            "find the last change",
+            "GET",
+            "/api/tasks",
+            params={
+                "project": project_id,
+                "page": 1,
+                "page_size": 1,
+                "include": "id,updated_at",
+                "resolve_uri": "false",
+                "query": json.dumps({"ordering": ["-tasks:updated_at"]}),
+            },
+        )
         rows = answer["tasks"]
         return str(rows[0]["updated_at"]) if rows else None
 
@@ -230,8 +283,15 @@ class LabelStudioClient:
 
     def annotated_tasks(self, project_id: int) -> list[dict[str, Any]]:
         """Every task with at least one annotation, skips among them, with its annotations."""
-        return list(self._send("export annotations", "GET", f"/api/projects/{project_id}/export",
-                               params={"exportType": "JSON"}, timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s))
+        return list(
+            self._send(
+                "export annotations",
+                "GET",
+                f"/api/projects/{project_id}/export",
+                params={"exportType": "JSON"},
+                timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s,
+            )
+        )
 
     def annotator_count(self) -> int:
         """Users who may label: in Community everybody of the organisation."""
@@ -239,8 +299,9 @@ class LabelStudioClient:
 
     # ------------------------------------------------------------------ the queue
     def patch_project(self, project_id: int, **changes: Any) -> Project:
-        return parse_project(self._send("change the project", "PATCH", f"/api/projects/{project_id}/",
-                                        json=changes, again=True))
+        return parse_project(
+            self._send("change the project", "PATCH", f"/api/projects/{project_id}/", json=changes, again=True)
+        )
 
     def import_predictions(self, project_id: int, predictions: Sequence[dict[str, Any]]) -> int:
         """Store predictions in one transaction; returns how many Label Studio kept.
@@ -248,8 +309,13 @@ class LabelStudioClient:
         Raises:
             LabelStudioRejected: a task is gone (nothing was stored).
         """
-        answer = self._send("import predictions", "POST", f"/api/projects/{project_id}/import/predictions",
-                            json=list(predictions), timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s)
+        answer = self._send(
+            "import predictions",
+            "POST",
+            f"/api/projects/{project_id}/import/predictions",
+            json=list(predictions),
+            timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s,
+        )
         return int(answer["created"])
 
     def patch_prediction(self, prediction_id: int, score: float) -> None:
@@ -263,13 +329,21 @@ class LabelStudioClient:
         answer = self._send("list model versions", "GET", f"/api/projects/{project_id}/model-versions/")
         if isinstance(answer, dict):
             versions = answer.get("static", answer)
-            return ({str(v["model_version"]): int(v.get("count", 0)) for v in versions} if isinstance(versions, list)
-                    else {str(k): int(v) for k, v in versions.items()})
+            return (
+                {str(v["model_version"]): int(v.get("count", 0)) for v in versions}
+                if isinstance(versions, list)
+                else {str(k): int(v) for k, v in versions.items()}
+            )
         return {str(v): 0 for v in answer}
 
     def delete_prediction_version(self, project_id: int, version: str) -> None:
-        self._send("delete a model version", "DELETE", f"/api/projects/{project_id}/model-versions/",
-                   json={"model_version": version}, timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s)
+        self._send(
+            "delete a model version",
+            "DELETE",
+            f"/api/projects/{project_id}/model-versions/",
+            json={"model_version": version},
+            timeout_s=IMPORT_TIMEOUT_FACTOR * self._timeout_s,
+        )
 
     # ------------------------------------------------------------------ connection
     def backends(self, project_id: int) -> list[dict[str, Any]]:

@@ -18,14 +18,14 @@ from .wire import order_scores
 class Order:
     """Tasks in the order in which they should be labelled; arrays of one length n."""
 
-    version: str                # version string in Label Studio ("" before it is pushed)
-    model: str                  # model version ("" before the first label)
+    version: str  # version string in Label Studio ("" before it is pushed)
+    model: str  # model version ("" before the first label)
     classes: tuple[str, ...]
-    ids: np.ndarray             # int64
-    scores: np.ndarray          # float64, strictly rising, in [0, 1]: what Label Studio holds
-    confidence: np.ndarray      # float32, calibrated, in [0, 1]
-    label: np.ndarray           # int32, index into classes, -1: none
-    reason: np.ndarray          # int8, index into training.REASONS
+    ids: np.ndarray  # int64
+    scores: np.ndarray  # float64, strictly rising, in [0, 1]: what Label Studio holds
+    confidence: np.ndarray  # float32, calibrated, in [0, 1]
+    label: np.ndarray  # int32, index into classes, -1: none
+    reason: np.ndarray  # int8, index into training.REASONS
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,9 +46,16 @@ class Order:
 
 def from_ranking(ranking: training.Ranking, classes: tuple[str, ...]) -> Order:
     """Scores for a ranking: the one place where an order becomes numbers for Label Studio."""
-    return Order(version="", model=ranking.version or "", classes=classes, ids=ranking.example_ids,
-                 scores=np.asarray(order_scores(ranking.confidence), dtype=np.float64),
-                 confidence=ranking.confidence, label=ranking.label, reason=ranking.reason)
+    return Order(
+        version="",
+        model=ranking.version or "",
+        classes=classes,
+        ids=ranking.example_ids,
+        scores=np.asarray(order_scores(ranking.confidence), dtype=np.float64),
+        confidence=ranking.confidence,
+        label=ranking.label,
+        reason=ranking.reason,
+    )
 
 
 def write_order(path: Path, order: Order) -> None:
@@ -56,9 +63,17 @@ def write_order(path: Path, order: Order) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with part.open("wb") as file:
-        np.savez(file, version=np.array(order.version), model=np.array(order.model),
-                 classes=np.array(order.classes, dtype=np.str_), ids=order.ids, scores=order.scores,
-                 confidence=order.confidence, label=order.label, reason=order.reason)
+        np.savez(
+            file,
+            version=np.array(order.version),
+            model=np.array(order.model),
+            classes=np.array(order.classes, dtype=np.str_),
+            ids=order.ids,
+            scores=order.scores,
+            confidence=order.confidence,
+            label=order.label,
+            reason=order.reason,
+        )
     os.replace(part, path)
 
 
@@ -66,8 +81,15 @@ def read_order(path: Path) -> Order | None:
     """The order kept in a file; None when there is none or it cannot be read (it is made anew by the next push)."""
     try:
         with np.load(path, allow_pickle=False) as data:
-            return Order(version=str(data["version"]), model=str(data["model"]),
-                         classes=tuple(str(c) for c in data["classes"]), ids=data["ids"], scores=data["scores"],
-                         confidence=data["confidence"], label=data["label"], reason=data["reason"])
+            return Order(
+                version=str(data["version"]),
+                model=str(data["model"]),
+                classes=tuple(str(c) for c in data["classes"]),
+                ids=data["ids"],
+                scores=data["scores"],
+                confidence=data["confidence"],
+                label=data["label"],
+                reason=data["reason"],
+            )
     except (FileNotFoundError, ValueError, KeyError, OSError, EOFError):
         return None

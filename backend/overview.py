@@ -26,9 +26,21 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
     state = workshop.state
     cached = state.get(project_id, "project")
     if cached is None:
-        return ProjectOverview(project_id, "", "waiting for Label Studio to describe the project", None, None, 0, 0, 0,
-                               "not known yet", "not known yet", workshop.settings.strategy,
-                               warnings=_warnings(workshop, project_id, None), events=state.events(project_id))
+        return ProjectOverview(
+            project_id,
+            "",
+            "waiting for Label Studio to describe the project",
+            None,
+            None,
+            0,
+            0,
+            0,
+            "not known yet",
+            "not known yet",
+            workshop.settings.strategy,
+            warnings=_warnings(workshop, project_id, None),
+            events=state.events(project_id),
+        )
     desk = workshop.desk(project_id)
     desk.model.refresh_pool()
     live = desk.model.live()
@@ -44,13 +56,22 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         strategy = workshop.settings.strategy
     jobs = _jobs(workshop, dispatcher, project_id)
     return ProjectOverview(
-        project_id=project_id, title=desk.project.title,
+        project_id=project_id,
+        title=desk.project.title,
         state=_sentence(workshop, desk, jobs, unlabelled, pushed is not None),
-        version=live.id if live else None, pushed=pushed.version if pushed else None,
-        labels_used=live.labels_used if live else 0, tasks=len(tasks.ids), unlabelled=unlabelled,
-        accuracy=accuracy_sentence(live), representation=representation.note if representation else "nothing is embedded yet",
-        strategy=strategy, warnings=_warnings(workshop, project_id, desk),
-        queue=_queue(order, annotated) if order else (), events=state.events(project_id)[:10], jobs=jobs)
+        version=live.id if live else None,
+        pushed=pushed.version if pushed else None,
+        labels_used=live.labels_used if live else 0,
+        tasks=len(tasks.ids),
+        unlabelled=unlabelled,
+        accuracy=accuracy_sentence(live),
+        representation=representation.note if representation else "nothing is embedded yet",
+        strategy=strategy,
+        warnings=_warnings(workshop, project_id, desk),
+        queue=_queue(order, annotated) if order else (),
+        events=state.events(project_id)[:10],
+        jobs=jobs,
+    )
 
 
 def accuracy_sentence(live: training.VersionInfo | None) -> str:
@@ -67,8 +88,10 @@ def accuracy_sentence(live: training.VersionInfo | None) -> str:
 def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]], unlabelled: int, pushed: bool) -> str:
     pin = desk.files.pin()
     if pin:
-        return (f"held: {pin['kind']} {pin['version']!r} was chosen by hand; "
-                f"`askfirst connect --project {desk.id}` hands the queue back to the model")
+        return (
+            f"held: {pin['kind']} {pin['version']!r} was chosen by hand; "
+            f"`askfirst connect --project {desk.id}` hands the queue back to the model"
+        )
     running = [j for j in jobs if j["state"] == "started"]
     if running:
         return f"{running[0]['what']} {running[0]['progress']}".strip()
@@ -85,20 +108,25 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
     unreadable = state.get(project_id, "unreadable_count")
     if unreadable:
         examples = list((state.get(project_id, "unreadable") or {}).items())[:3]
-        found.append(f"{unreadable} image(s) cannot be read; these tasks are asked last. "
-                     + "; ".join(f"task {t}: {reason}" for t, reason in examples))
+        found.append(
+            f"{unreadable} image(s) cannot be read; these tasks are asked last. "
+            + "; ".join(f"task {t}: {reason}" for t, reason in examples)
+        )
     if desk is not None:
         try:
             found += desk.config.notes
         except BackendError as error:
             found.append(str(error))
         if desk.project.min_annotations == 1:
-            found.append("'Start model training on annotation submission' is on in Label Studio (Settings, Model): each submit "
-                         "then waits for one more call to this backend, and gains nothing, since labels are learnt anyway")
+            found.append(
+                "'Start model training on annotation submission' is on in Label Studio (Settings, Model): each submit "
+                "then waits for one more call to this backend, and gains nothing, since labels are learnt anyway"
+            )
         if float(state.get(project_id, "import_s") or 0) > 1.0:
             found.append(
                 "importing predictions is slow here: start Label Studio with "
-                "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true")
+                "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true"
+            )
     return found
 
 
@@ -109,9 +137,15 @@ def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:
         if task in annotated:
             continue
         label = int(order.label[row])
-        entries.append(QueueEntry(task, float(order.scores[row]), float(order.confidence[row]),
-                                  order.classes[label] if 0 <= label < len(order.classes) else None,
-                                  training.REASONS[int(order.reason[row])]))
+        entries.append(
+            QueueEntry(
+                task,
+                float(order.scores[row]),
+                float(order.confidence[row]),
+                order.classes[label] if 0 <= label < len(order.classes) else None,
+                training.REASONS[int(order.reason[row])],
+            )
+        )
         if len(entries) == HEAD:
             break
     return entries
@@ -122,8 +156,12 @@ def _jobs(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> list[d
     for job in dispatcher.jobs(project_id):
         state = job.state
         kind = job.id.partition("-")[0]
-        if state == "started" and kind != "adopt" and time.time() - job.since > 2 \
-                and workshop.state.holder(project_id, kind) is None:
-            state = "lost"   # its worker was killed; RQ finds out later, the tick has woken another
+        if (
+            state == "started"
+            and kind != "adopt"
+            and time.time() - job.since > 2
+            and workshop.state.holder(project_id, kind) is None
+        ):
+            state = "lost"  # its worker was killed; RQ finds out later, the tick has woken another
         rows.append({"id": job.id, "what": job.what, "state": state, "progress": job.progress, "since": job.since})
     return rows

@@ -15,7 +15,7 @@ from .wire import image_uri
 
 log = structlog.get_logger(__name__)
 
-FIRST_CHECKPOINT = 2_000   # images after which a first order is worth making in a large pool
+FIRST_CHECKPOINT = 2_000  # images after which a first order is worth making in a large pool
 
 
 class PoolSync:
@@ -43,8 +43,14 @@ class PoolSync:
         desk.files.write_tasks(tasks)
         return tasks
 
-    def embed(self, tasks: Tasks, *, progress: Callable[[int, int], None], checkpoint: Callable[[], None],
-              should_stop: Callable[[], bool]) -> training.EmbedReport:
+    def embed(
+        self,
+        tasks: Tasks,
+        *,
+        progress: Callable[[int, int], None],
+        checkpoint: Callable[[], None],
+        should_stop: Callable[[], bool],
+    ) -> training.EmbedReport:
         """Embed what is not embedded yet. `checkpoint` is called at 2,000 images, 4,000, 8,000, ... of a large pool, so
         that annotators get a first order long before the last image is read."""
         examples = [training.Example(i, u) for i, u in zip(tasks.ids, tasks.uris, strict=True)]
@@ -66,7 +72,8 @@ class PoolSync:
         """Bytes of one image. Raises training.UnreadableImage, which costs this task alone its embedding."""
         if not example.uri:
             raise training.UnreadableImage(
-                f"the task has no text under data key {self.desk.config.image_key!r}, which the labelling config shows")
+                f"the task has no text under data key {self.desk.config.image_key!r}, which the labelling config shows"
+            )
         try:
             return self.desk.workshop.fetcher.fetch(example.uri, example.example_id)
         except ImageUnavailable as error:

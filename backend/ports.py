@@ -12,8 +12,8 @@ from typing import Any, Protocol
 class SetupRequest:
     """Label Studio's POST /setup; it comes dozens of times an hour, not only at connecting."""
 
-    project: str                    # "<id>.<unix created_at>", "<id>", or something odd
-    schema: str                     # labelling config XML
+    project: str  # "<id>.<unix created_at>", "<id>", or something odd
+    schema: str  # labelling config XML
     hostname: str = ""
     extra_params: str | None = None  # JSON text typed by the user in Label Studio
 
@@ -22,7 +22,7 @@ class SetupRequest:
 class PredictRequest:
     """Label Studio's POST /predict."""
 
-    tasks: Sequence[Any]            # as they came: odd shapes are answered too
+    tasks: Sequence[Any]  # as they came: odd shapes are answered too
     project: str
     label_config: str
     context: dict[str, Any] | None  # interactive request, when not None
@@ -34,7 +34,7 @@ class WebhookAnswer:
 
     status: str
     result: str
-    job: str | None = None          # Label Studio asks /job_status about this id
+    job: str | None = None  # Label Studio asks /job_status about this id
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class ProjectOverview:
 
     project_id: int
     title: str
-    state: str                      # one sentence: what is happening, or what to do
-    version: str | None             # live model version
-    pushed: str | None              # version string in Label Studio
+    state: str  # one sentence: what is happening, or what to do
+    version: str | None  # live model version
+    pushed: str | None  # version string in Label Studio
     labels_used: int
     tasks: int
     unlabelled: int
-    accuracy: str                   # audit accuracy with interval, or why there is none
-    representation: str             # which representation is in use and what it is worth
+    accuracy: str  # audit accuracy with interval, or why there is none
+    representation: str  # which representation is in use and what it is worth
     strategy: str
     warnings: Sequence[str] = ()
     queue: Sequence[QueueEntry] = ()
-    events: Sequence[dict[str, Any]] = ()   # newest first: {"at": unix seconds, "what": text}
-    jobs: Sequence[dict[str, Any]] = ()     # {"id", "what", "state", "progress": "3/10" | "", "since": unix seconds}
+    events: Sequence[dict[str, Any]] = ()  # newest first: {"at": unix seconds, "what": text}
+    jobs: Sequence[dict[str, Any]] = ()  # {"id", "what", "state", "progress": "3/10" | "", "since": unix seconds}
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ class Predictor:
             found = self._homes.get(home)
             if found is None:
                 found = self._homes[home] = _Home(
-                    training.ProjectModel(home, model_spec(self._settings)), ProjectFiles(home))
+                    training.ProjectModel(home, model_spec(self._settings)), ProjectFiles(home)
+                )
                 while len(self._homes) > HOMES_IN_MEMORY:
                     self._homes.popitem(last=False)
             self._homes.move_to_end(home)
@@ -89,13 +90,14 @@ class Predictor:
         return found.uris_of[1].get(task_id)
 
     # ------------------------------------------------------------------ predicting
-    def predict(self, home: Path | None, tasks: Sequence[Any], config: LabelingConfig | None, *,
-                interactive: bool) -> list[dict[str, Any]]:
+    def predict(
+        self, home: Path | None, tasks: Sequence[Any], config: LabelingConfig | None, *, interactive: bool
+    ) -> list[dict[str, Any]]:
         """One result per task, same order, whatever happens.
 
         A task of the served order gets the score it was pushed with. Any other embedded task gets its calibrated
-        confidence; one that is not embedded, the confidence of guessing. An interactive request shows the model's answer
-        however unsure: somebody asked for it.
+        confidence; one that is not embedded, the confidence of guessing. An interactive request shows the model's
+        answer however unsure: somebody asked for it.
         """
         version = self.model_version(home)
         if home is None or config is None:
@@ -106,10 +108,13 @@ class Predictor:
             log.warning("predicting without a model", home=home.name, cause=str(error))
             return [no_answer(version) for _ in tasks]
 
-    def _predict(self, found: _Home, version: str, tasks: Sequence[Any], config: LabelingConfig,
-                 interactive: bool) -> list[dict[str, Any]]:
+    def _predict(
+        self, found: _Home, version: str, tasks: Sequence[Any], config: LabelingConfig, interactive: bool
+    ) -> list[dict[str, Any]]:
         ids = [parse_task(t, config.image_key).task_id for t in tasks]
-        above = self._settings.prelabel_above if config.options.prelabel_above is None else config.options.prelabel_above
+        above = (
+            self._settings.prelabel_above if config.options.prelabel_above is None else config.options.prelabel_above
+        )
         rows = found.rows or {}
         live = found.model.live()
         others = [t for t in ids if t is not None and (t not in rows or interactive)]
@@ -117,8 +122,11 @@ class Predictor:
         if live is not None and others:
             predictions = found.model.predict(live.id, others)
             best = predictions.probabilities.argmax(axis=1) if len(others) else np.zeros(0, dtype=np.int64)
-            known = {t: (live.classes[int(best[i])], float(predictions.probabilities[i, best[i]]))
-                     for i, t in enumerate(others) if predictions.known[i]}
+            known = {
+                t: (live.classes[int(best[i])], float(predictions.probabilities[i, best[i]]))
+                for i, t in enumerate(others)
+                if predictions.known[i]
+            }
         answers = []
         for task in ids:
             if task is not None and task in rows and found.order is not None:

@@ -138,11 +138,16 @@ class Workshop:
         self.state = state
         self.ls = ls
         self.fetcher = ImageFetcher(
-            label_studio_url=settings.label_studio_url, ls_auth=ls.auth_headers,
-            cache_dir=settings.model_dir / "cache" / "images", cache_bytes=settings.image_cache_bytes,
-            max_bytes=settings.image_max_bytes, timeout_s=settings.image_timeout_s,
-            document_root=settings.local_files_document_root, media_dir=settings.label_studio_media_dir,
-            verify_ssl=settings.verify_ssl)
+            label_studio_url=settings.label_studio_url,
+            ls_auth=ls.auth_headers,
+            cache_dir=settings.model_dir / "cache" / "images",
+            cache_bytes=settings.image_cache_bytes,
+            max_bytes=settings.image_max_bytes,
+            timeout_s=settings.image_timeout_s,
+            document_root=settings.local_files_document_root,
+            media_dir=settings.label_studio_media_dir,
+            verify_ssl=settings.verify_ssl,
+        )
         self._desks: OrderedDict[str, ProjectDesk] = OrderedDict()
 
     def desk(self, project_id: int, *, fresh: bool = False) -> ProjectDesk:
@@ -178,13 +183,18 @@ def connected_projects(settings: Settings) -> list[dict[str, Any]]:
         try:
             found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError):
-            continue   # half written by a dying machine: connecting again writes it anew
+            continue  # half written by a dying machine: connecting again writes it anew
     return found
 
 
 def model_spec(settings: Settings) -> training.ModelSpec:
     """Which representation the settings ask for."""
     return training.ModelSpec(
-        backbone=settings.backbone, weights=settings.weights or None, mean=settings.weights_mean,
-        std=settings.weights_std, input_size=settings.input_size or None,
-        engines_dir=settings.model_dir / "engines", seed=settings.seed)
+        backbone=settings.backbone,
+        weights=settings.weights or None,
+        mean=settings.weights_mean,
+        std=settings.weights_std,
+        input_size=settings.input_size or None,
+        engines_dir=settings.model_dir / "engines",
+        seed=settings.seed,
+    )

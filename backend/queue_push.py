@@ -1,8 +1,8 @@
 """Make Label Studio serve our order: store predictions under a new version, then flip the project to it.
 
-The flip is one PATCH and atomic for the queue. Where one import costs seconds (Label Studio without its memory-efficient
-import flag recounts all tasks of the project on each), the scores of the few front tasks of the served version are changed
-in place instead: dearer per task, independent of the project's size.
+The flip is one PATCH and atomic for the queue. Where one import costs seconds (Label Studio without its
+memory-efficient import flag recounts all tasks of the project on each), the scores of the few front tasks of the served
+version are changed in place instead: dearer per task, independent of the project's size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 SAMPLING = "Uncertainty sampling"
 VERSION_PREFIX = "askfirst"
-SLOW_IMPORT_S = 3.0        # a small import that takes this long: change scores in place from then on
-FRONT_TASKS = 10           # tasks changed in place: one for each annotator and some to spare
+SLOW_IMPORT_S = 3.0  # a small import that takes this long: change scores in place from then on
+FRONT_TASKS = 10  # tasks changed in place: one for each annotator and some to spare
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Row:
 class Pushed:
     """The order that Label Studio serves, as remembered in the shared state."""
 
-    version: str                   # version string in Label Studio
-    model: str | None              # model version that made it; None before the first label
-    kind: str                      # "sprint" or "full"
-    ids: tuple[int, ...]           # tasks that carry it, in order
-    pool: str                      # state of the pool it was made from
-    at: float                      # unix seconds
-    labels: int                    # labels the order knew of
+    version: str  # version string in Label Studio
+    model: str | None  # model version that made it; None before the first label
+    kind: str  # "sprint" or "full"
+    ids: tuple[int, ...]  # tasks that carry it, in order
+    pool: str  # state of the pool it was made from
+    at: float  # unix seconds
+    labels: int  # labels the order knew of
 
 
 def read_pushed(state: State, project_id: int) -> Pushed | None:
@@ -89,11 +89,18 @@ class QueuePusher:
         self._chunk = chunk
 
     # ------------------------------------------------------------------ import and flip
-    def store(self, project_id: int, rows: Sequence[Row], version: str, control: Control, *,
-              progress: Callable[[int, int], None] | None = None) -> list[int]:
+    def store(
+        self,
+        project_id: int,
+        rows: Sequence[Row],
+        version: str,
+        control: Control,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[int]:
         """Import predictions; returns the tasks that carry them now (others were deleted in the meantime)."""
         kept: list[int] = []
-        one_go = self._imports_are_slow(project_id)   # then each request costs seconds, whatever its size
+        one_go = self._imports_are_slow(project_id)  # then each request costs seconds, whatever its size
         for chunk in _chunks(rows, len(rows) if one_go else self._chunk):
             started = time.monotonic()
             kept += self._store_chunk(project_id, chunk, version, control)
@@ -107,7 +114,8 @@ class QueuePusher:
         """Import rows; when one names a task that is gone, Label Studio refuses all: halve until it is found."""
         try:
             created = self._ls.import_predictions(
-                project_id, [to_prediction(r.task_id, r.label, r.score, version, control, r.confidence) for r in rows])
+                project_id, [to_prediction(r.task_id, r.label, r.score, version, control, r.confidence) for r in rows]
+            )
         except LabelStudioRejected as error:
             if error.label_studio_status != 400:
                 raise
@@ -116,8 +124,9 @@ class QueuePusher:
                 log.warning("prediction refused", project=project_id, task=rows[0].task_id, answer=error.body)
                 return []
             half = len(rows) // 2
-            return (self._store_chunk(project_id, rows[:half], version, control)
-                    + self._store_chunk(project_id, rows[half:], version, control))
+            return self._store_chunk(project_id, rows[:half], version, control) + self._store_chunk(
+                project_id, rows[half:], version, control
+            )
         if created < len(rows):
             log.warning("Label Studio dropped predictions", project=project_id, sent=len(rows), kept=created)
         return [r.task_id for r in rows]
@@ -187,4 +196,4 @@ class QueuePusher:
 
 def _chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
     for start in range(0, len(rows), max(1, size)):
-        yield rows[start:start + size]
+        yield rows[start : start + size]

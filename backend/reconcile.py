@@ -16,7 +16,7 @@ from .errors import LabelStudioRejected
 from .project import ProjectDesk, Workshop, connected_projects
 from .queue_push import QueuePusher, read_pushed
 
-OVERLAP = timedelta(seconds=10)   # a transaction may commit after a later one: look a little further back
+OVERLAP = timedelta(seconds=10)  # a transaction may commit after a later one: look a little further back
 CLEAN_UP_S = 60.0
 LOOK_AGAIN_S = 600.0
 IDLE_S = 600.0
@@ -49,14 +49,16 @@ def reconcile(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> st
         listed = len(desk.files.tasks().ids)
         flags = ["tasks"] if desk.project.task_count > listed else ["tasks", "relist"]
         if state.get(project_id, "mismatch") == desk.project.task_count:
-            flags = ["tasks", "relist"]   # reading the new ones did not explain the difference
+            flags = ["tasks", "relist"]  # reading the new ones did not explain the difference
         state.put(project_id, "mismatch", desk.project.task_count)
         state.record(project_id, text=f"{desk.project.task_count} tasks in Label Studio, {listed} here", flags=flags)
         found.append("the list of tasks differs")
     elif state.get(project_id, "mismatch") is not None:
         state.drop(project_id, "mismatch")
     pushed = read_pushed(state, project_id)
-    if pushed is not None and (desk.project.model_version != pushed.version or desk.project.sampling != "Uncertainty sampling"):
+    if pushed is not None and (
+        desk.project.model_version != pushed.version or desk.project.sampling != "Uncertainty sampling"
+    ):
         state.record(project_id, text="settings differ from ours", flags=["project"])
         found.append("settings differ")
     _wake(workshop, dispatcher, desk)
@@ -65,7 +67,7 @@ def reconcile(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> st
 
 
 def _may_rest(workshop: Workshop, project_id: int) -> bool:
-    """An idle project that was in step is looked at every fourth tick only: many projects must not load Label Studio."""
+    """An idle project that was in step is looked at every fourth tick only: many must not load Label Studio."""
     state, now = workshop.state, time.time()
     looked = state.get(project_id, "looked")
     if looked is None or not looked["in_step"] or state.flags(project_id) or state.dirty(project_id):
@@ -94,8 +96,11 @@ def _touched_tasks(workshop: Workshop, desk: ProjectDesk) -> list[int]:
     state.put(desk.id, "seen", stamps)
     known = state.annotated_ids(desk.id)
     changed = [r for r in rows if seen.get(str(r["id"])) != str(r["updated_at"])]
-    return [int(r["id"]) for r in changed
-            if r.get("total_annotations") or r.get("cancelled_annotations") or int(r["id"]) in known]
+    return [
+        int(r["id"])
+        for r in changed
+        if r.get("total_annotations") or r.get("cancelled_annotations") or int(r["id"]) in known
+    ]
 
 
 def _was_disconnected(workshop: Workshop, desk: ProjectDesk) -> bool:
@@ -112,7 +117,7 @@ def _was_disconnected(workshop: Workshop, desk: ProjectDesk) -> bool:
         state.put(desk.id, "connected", True)
         return False
     if not state.get(desk.id, "connected"):
-        return False   # never seen connected: `askfirst connect` is just about to, or the address differs
+        return False  # never seen connected: `askfirst connect` is just about to, or the address differs
     for hook in our_webhooks(ls, desk.id, url):
         ls.delete_webhook(int(hook["id"]))
     desk.files.write_connection(None)
@@ -128,8 +133,11 @@ def remember_connections(workshop: Workshop) -> None:
             workshop.state.adopt(connection["id"])
             workshop.state.put(connection["id"], "url", connection["url"])
             workshop.state.put(connection["id"], "connected", True)
-            workshop.state.record(connection["id"], text="taken up again after Redis was emptied",
-                                  flags=["tasks", "project", "all-labels"])
+            workshop.state.record(
+                connection["id"],
+                text="taken up again after Redis was emptied",
+                flags=["tasks", "project", "all-labels"],
+            )
 
 
 def _forget(workshop: Workshop, project_id: int) -> None:
@@ -156,7 +164,9 @@ def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None
         dispatcher.wake(desk.id, "refresh", wake)
     # Images that could not be loaded may only have been away: a server restarted, a disk was not mounted.
     if state.take_again(desk.id, "pool") or (
-            state.get(desk.id, "unreadable_count") and time.time() - float(state.get(desk.id, "pool_at") or 0) > LOOK_AGAIN_S):
+        state.get(desk.id, "unreadable_count")
+        and time.time() - float(state.get(desk.id, "pool_at") or 0) > LOOK_AGAIN_S
+    ):
         dispatcher.wake(desk.id, "pool", wake)
     quiet = time.time() - state.last_annotation(desk.id) > settings.quiet_s
     if not quiet or pushed is None or state.holder(desk.id, "refresh") or state.holder(desk.id, "full"):
@@ -166,6 +176,8 @@ def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None
         return
     started = time.time()
     QueuePusher(workshop.ls, state).delete_old(
-        desk.id, {pushed.version, state.get(desk.id, "full_version")},
-        lambda: state.last_annotation(desk.id) < started - settings.quiet_s and time.time() - started < CLEAN_UP_S)
+        desk.id,
+        {pushed.version, state.get(desk.id, "full_version")},
+        lambda: state.last_annotation(desk.id) < started - settings.quiet_s and time.time() - started < CLEAN_UP_S,
+    )
     desk.model.prune(settings.keep_versions)

@@ -90,10 +90,21 @@ class Refresher:
         clock.lap("settings")
         pushed = self._push(clock)
         state.clean(desk.id, "flags", {f: n for f, n in flags.items() if f in ("train", "project")})
-        outcome = Outcome(fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)),
-                          seconds=clock.laps)
-        state.put(desk.id, "last_refresh", {"at": time.time(), "seconds": clock.laps, "fitted": fitted,
-                                            "waited": waited, "pushed": pushed, "labels": outcome.labels})
+        outcome = Outcome(
+            fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
+        )
+        state.put(
+            desk.id,
+            "last_refresh",
+            {
+                "at": time.time(),
+                "seconds": clock.laps,
+                "fitted": fitted,
+                "waited": waited,
+                "pushed": pushed,
+                "labels": outcome.labels,
+            },
+        )
         return outcome
 
     @property
@@ -125,11 +136,16 @@ class Refresher:
         known = {} if newest is None else desk.model.labels_of(newest.id)
         now = {t: config.classes[c] for t, c in (train | audit).items()}
         facts = LabelFacts(
-            count=len(train), changed=sum(now.get(t) != known.get(t) for t in now.keys() | known.keys()),
-            classes_changed=newest is not None and newest.classes != config.classes, fitted=newest is not None)
+            count=len(train),
+            changed=sum(now.get(t) != known.get(t) for t in now.keys() | known.keys()),
+            classes_changed=newest is not None and newest.classes != config.classes,
+            fitted=newest is not None,
+        )
         settings = desk.workshop.settings
-        policy = FitPolicy(each_n=desk.options.retrain_every or settings.start_training_each_n_updates,
-                           min_annotations=max(desk.project.min_annotations, desk.options.min_labels or 0))
+        policy = FitPolicy(
+            each_n=desk.options.retrain_every or settings.start_training_each_n_updates,
+            min_annotations=max(desk.project.min_annotations, desk.options.min_labels or 0),
+        )
         decision = decide_fit(facts, policy, asked=asked)
         if isinstance(decision, Wait):
             return None, decision.reason.value
@@ -138,8 +154,13 @@ class Refresher:
             training.LabelledSet(labels=train, classes=config.classes, weights=None),
             training.LabelledSet(labels=audit, classes=config.classes, weights=None),
             generation=(newest.generation if newest else 0) + 1,
-            source={"project": desk.id, "label_studio": desk.workshop.settings.label_studio_url,
-                    "labels": len(train), "audit": len(audit)})
+            source={
+                "project": desk.id,
+                "label_studio": desk.workshop.settings.label_studio_url,
+                "labels": len(train),
+                "audit": len(audit),
+            },
+        )
         if (desk.files.pin() or {}).get("kind") != "model version":
             desk.model.promote(version.id)
         return version.id, None
@@ -155,11 +176,18 @@ class Refresher:
         pushed, pin = read_pushed(state, desk.id), desk.files.pin()
         held = pin["version"] if pin and pin["kind"] == "version in Label Studio" else None
         standing = judge_settings(
-            model_version=project.model_version, sampling=project.sampling, wanted_sampling=SAMPLING,
-            pushed=pushed.version if pushed else None, backend_titles=titles, held=held)
+            model_version=project.model_version,
+            sampling=project.sampling,
+            wanted_sampling=SAMPLING,
+            pushed=pushed.version if pushed else None,
+            backend_titles=titles,
+            held=held,
+        )
         if standing.hold and standing.hold != held and pin is None:
             desk.files.write_pin({"kind": "version in Label Studio", "version": standing.hold, "since": time.time()})
-            state.note(desk.id, f"version {standing.hold!r} was chosen by hand in Label Studio: the order stays as it is")
+            state.note(
+                desk.id, f"version {standing.hold!r} was chosen by hand in Label Studio: the order stays as it is"
+            )
         elif held and not standing.hold:
             desk.files.write_pin(None)
             state.note(desk.id, "the queue follows the model again")
@@ -195,9 +223,17 @@ class Refresher:
         live = desk.model.live()
         fresh_set = set(fresh)
         ranking = desk.model.rank(
-            live.id if live else None, fresh, sorted(self.book.annotations), pending=[t for t in pending if t in fresh_set],
-            audit=desk.audit, strategy=desk.options.strategy or settings.strategy, front=front,
-            explore=settings.explore if desk.options.explore is None else desk.options.explore, seed=settings.seed, last=late)
+            live.id if live else None,
+            fresh,
+            sorted(self.book.annotations),
+            pending=[t for t in pending if t in fresh_set],
+            audit=desk.audit,
+            strategy=desk.options.strategy or settings.strategy,
+            front=front,
+            explore=settings.explore if desk.options.explore is None else desk.options.explore,
+            seed=settings.seed,
+            last=late,
+        )
         return from_ranking(ranking, live.classes if live else config.classes)
 
     def _push(self, clock: Stopwatch) -> str | None:
@@ -209,11 +245,15 @@ class Refresher:
         size = sprint_size(self.book.active_annotators(), state.annotations_per_second(desk.id), settings.sprint_min)
         live = desk.model.live()
         facts = QueueFacts(
-            unlabelled=len(waiting), remaining=sum(t in waiting for t in pushed.ids) if pushed else 0,
-            sprint_size=size, pushed=pushed is not None,
-            stale=pushed is not None and (pushed.model != (live.id if live else None) or pushed.pool != self.pool_mark(tasks)),
+            unlabelled=len(waiting),
+            remaining=sum(t in waiting for t in pushed.ids) if pushed else 0,
+            sprint_size=size,
+            pushed=pushed is not None,
+            stale=pushed is not None
+            and (pushed.model != (live.id if live else None) or pushed.pool != self.pool_mark(tasks)),
             held=(desk.files.pin() or {}).get("kind") == "version in Label Studio",
-            ready=len(desk.model.embedded_ids()) > 0 or state.get(desk.id, "pool_at") is not None)
+            ready=len(desk.model.embedded_ids()) > 0 or state.get(desk.id, "pool_at") is not None,
+        )
         decision = decide_push(facts)
         if decision is Push.NOTHING:
             return None
@@ -231,17 +271,27 @@ class Refresher:
     def pool_mark(self, tasks: Tasks) -> str:
         """Names the state of the pool an order is made from: tasks listed, images embedded, representation."""
         representation = self.desk.model.representation()
-        return f"{len(tasks.ids)}/{tasks.last_id}/{len(self.desk.model.embedded_ids())}/{representation.id if representation else '-'}"
+        embedded = len(self.desk.model.embedded_ids())
+        return f"{len(tasks.ids)}/{tasks.last_id}/{embedded}/{representation.id if representation else '-'}"
 
-    def send(self, order: Order, kind: str, tasks: Tasks, *, flip: bool = True,
-             progress: Callable[[int, int], None] | None = None) -> str:
+    def send(
+        self,
+        order: Order,
+        kind: str,
+        tasks: Tasks,
+        *,
+        flip: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> str:
         """Import an order under a new version and (by default) flip to it; returns the version string."""
         desk, state, settings = self.desk, self._state, self.desk.workshop.settings
         pusher = QueuePusher(desk.workshop.ls, state, chunk=settings.import_chunk)
         version = version_string(order.model or None, kind)
         above = settings.prelabel_above if desk.options.prelabel_above is None else desk.options.prelabel_above
-        rows = [Row(int(t), float(s), order.shown_label(i, above), float(order.confidence[i]))
-                for i, (t, s) in enumerate(zip(order.ids, order.scores, strict=True))]
+        rows = [
+            Row(int(t), float(s), order.shown_label(i, above), float(order.confidence[i]))
+            for i, (t, s) in enumerate(zip(order.ids, order.scores, strict=True))
+        ]
         if not pusher.store(desk.id, rows, version, desk.config.control, progress=progress):
             raise BackendError("Label Studio kept none of the predictions; the list of tasks is read again")
         if kind == "full":
@@ -254,9 +304,15 @@ class Refresher:
         """Flip Label Studio to an order whose predictions are stored there already."""
         desk = self.desk
         write_order(desk.home / SERVED_FILE, order.named(version))
-        pushed = Pushed(version=version, model=order.model or None, kind="full" if " full-" in version else "sprint",
-                        ids=tuple(order.ids.tolist()), pool=self.pool_mark(tasks), at=time.time(),
-                        labels=len(self.book.classes(desk.config)))
+        pushed = Pushed(
+            version=version,
+            model=order.model or None,
+            kind="full" if " full-" in version else "sprint",
+            ids=tuple(order.ids.tolist()),
+            pool=self.pool_mark(tasks),
+            at=time.time(),
+            labels=len(self.book.classes(desk.config)),
+        )
         after = QueuePusher(desk.workshop.ls, self._state).flip(desk.project, pushed)
         desk.project = replace(after, created_at=desk.project.created_at)
         desk.workshop.remember(desk.project)
@@ -274,8 +330,11 @@ class Refresher:
         front = [t for t in order.ids.tolist() if t in base][: FRONT_TASKS + self.book.active_annotators()]
         pusher.reorder_front(desk.id, pushed, base, front)
         # From now on the order served is that of the newer model, as far as annotators will get before the next one.
-        write_pushed(self._state, desk.id, replace(pushed, model=order.model or None, at=time.time(),
-                                                   labels=len(self.book.classes(desk.config))))
+        write_pushed(
+            self._state,
+            desk.id,
+            replace(pushed, model=order.model or None, at=time.time(), labels=len(self.book.classes(desk.config))),
+        )
         return True
 
 

@@ -12,7 +12,6 @@ from . import events
 from .dispatch import Dispatcher
 from .errors import BackendError, ImageUnavailable, StoreUnavailable
 from .labeling_config import LabelingConfig, parse
-from .order import Order, read_order
 from .overview import project_overview
 from .ports import Overview, PredictRequest, SetupRequest, WebhookAnswer
 from .predictor import Predictor
@@ -53,7 +52,7 @@ class BackendService:
     def setup(self, request: SetupRequest) -> str:
         project = _project(request.project)
         if request.schema:
-            parse(request.schema)   # a config that is not served is refused here, where Label Studio shows the reason
+            parse(request.schema)  # a config that is not served is refused here, where Label Studio shows the reason
         if project is None:
             return self._predictor.model_version(None)
         try:
@@ -95,15 +94,28 @@ class BackendService:
             return WebhookAnswer("ok", "project will be set up", job if event.action == "START_TRAINING" else None)
         if event.action == "PROJECT_UPDATED" and self._is_our_own_change(event):
             return WebhookAnswer("ok", "our own change")
-        flags = [f for wake, f in ((events.Wake.TASKS, "tasks"), (events.Wake.PROJECT, "project"),
-                                   (events.Wake.TRAIN, "train")) if wake in event.wakes]
+        flags = [
+            f
+            for wake, f in (
+                (events.Wake.TASKS, "tasks"),
+                (events.Wake.PROJECT, "project"),
+                (events.Wake.TRAIN, "train"),
+            )
+            if wake in event.wakes
+        ]
         if event.action == "TASKS_DELETED":
             flags.append("relist")
         if event.all_tasks:
             flags.append("all-labels")
         submitted = len(event.task_ids) if event.action.startswith("ANNOTATION") else 0
-        wake = state.record(project_id, text=_say(event), dirty=event.task_ids, gone=event.annotation_ids, flags=flags,
-                            annotations=submitted)
+        wake = state.record(
+            project_id,
+            text=_say(event),
+            dirty=event.task_ids,
+            gone=event.annotation_ids,
+            flags=flags,
+            annotations=submitted,
+        )
         kind = "pool" if "tasks" in flags and events.Wake.LABELS not in event.wakes else "refresh"
         job = self._dispatcher.wake(project_id, kind, wake)
         if event.action == "START_TRAINING":
@@ -116,18 +128,19 @@ class BackendService:
         project = event.project or {}
         if cached is None or "label_config" not in project:
             return False
-        return (project.get("model_version") == self._workshop.state.get(event.project_id, "expected_version")
-                and project.get("sampling") == SAMPLING
-                and project.get("label_config") == cached["label_config"]
-                and int(project.get("min_annotations_to_start_training") or 0) == cached["min_annotations"]
-                and int(project.get("maximum_annotations") or 1) == cached["overlap"])
+        return (
+            project.get("model_version") == self._workshop.state.get(event.project_id, "expected_version")
+            and project.get("sampling") == SAMPLING
+            and project.get("label_config") == cached["label_config"]
+            and int(project.get("min_annotations_to_start_training") or 0) == cached["min_annotations"]
+            and int(project.get("maximum_annotations") or 1) == cached["overlap"]
+        )
 
     # ------------------------------------------------------------------ versions and jobs
     def versions(self, project: str | None) -> list[str]:
         parsed = _project(project)
         base = self._workshop.settings.model_dir / "projects"
-        homes = ([h for h in [self._home(parsed)] if h] if parsed
-                 else sorted(p for p in base.glob("*-*") if p.is_dir()))
+        homes = [h for h in [self._home(parsed)] if h] if parsed else sorted(p for p in base.glob("*-*") if p.is_dir())
         return [v for home in homes for v in self._predictor.versions(home)][:100]
 
     def job_status(self, job: str) -> str | None:
@@ -139,10 +152,14 @@ class BackendService:
         warnings = list(self.ready().values())
         try:
             workers = self._dispatcher.workers()
-            projects = tuple(project_overview(self._workshop, self._dispatcher, p) for p in self._workshop.state.projects())
+            projects = tuple(
+                project_overview(self._workshop, self._dispatcher, p) for p in self._workshop.state.projects()
+            )
         except StoreUnavailable:
             workers, projects = (), ()
-        return Overview(label_studio_url=settings.label_studio_url, workers=workers, warnings=warnings, projects=projects)
+        return Overview(
+            label_studio_url=settings.label_studio_url, workers=workers, warnings=warnings, projects=projects
+        )
 
     def thumbnail(self, project_id: int, task_id: int) -> bytes | None:
         from PIL import Image, UnidentifiedImageError
@@ -168,8 +185,11 @@ class BackendService:
             projects = self._workshop.state.projects()
         except StoreUnavailable:
             return {"redis_up": 0.0}
-        return {"redis_up": 1.0, "projects": float(len(projects)),
-                **{f"queue_waiting_{name.rpartition('-')[2]}": float(n) for name, n in depth.items()}}
+        return {
+            "redis_up": 1.0,
+            "projects": float(len(projects)),
+            **{f"queue_waiting_{name.rpartition('-')[2]}": float(n) for name, n in depth.items()},
+        }
 
 
 def _project(value: Any) -> ProjectRef | None:

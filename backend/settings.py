@@ -41,8 +41,10 @@ def _setting(default: Any, unit: str, help: str, *names: str, **constraints: Any
     )
 
 
-Triple = Annotated[tuple[float, float, float] | None, BeforeValidator(
-    lambda v: tuple(float(x) for x in v.split(",")) if isinstance(v, str) and v else (v or None))]
+Triple = Annotated[
+    tuple[float, float, float] | None,
+    BeforeValidator(lambda v: tuple(float(x) for x in v.split(",")) if isinstance(v, str) and v else (v or None)),
+]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 
 
@@ -53,94 +55,188 @@ class Settings(BaseSettings):
 
     # --- Label Studio
     label_studio_url: str = _setting(
-        "http://localhost:8080", "URL", "Label Studio's address as this backend reaches it, with http:// or https://",
-        "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
+        "http://localhost:8080",
+        "URL",
+        "Label Studio's address as this backend reaches it, with http:// or https://",
+        "LABEL_STUDIO_URL",
+        "LABEL_STUDIO_HOST",
+    )
     label_studio_api_key: SecretStr = _setting(
-        SecretStr(""), "token", "personal access token (recommended) or legacy token of a Label Studio user",
-        "LABEL_STUDIO_API_KEY", "LABEL_STUDIO_ACCESS_TOKEN")
-    verify_ssl: bool = _setting(True, "true/false", "check TLS certificates of Label Studio and image hosts", "VERIFY_SSL")
+        SecretStr(""),
+        "token",
+        "personal access token (recommended) or legacy token of a Label Studio user",
+        "LABEL_STUDIO_API_KEY",
+        "LABEL_STUDIO_ACCESS_TOKEN",
+    )
+    verify_ssl: bool = _setting(
+        True, "true/false", "check TLS certificates of Label Studio and image hosts", "VERIFY_SSL"
+    )
     ls_timeout_s: float = _setting(
-        60.0, "seconds", "longest wait for one answer of Label Studio; bulk imports get ten times this",
-        "ASKFIRST_LS_TIMEOUT_S", gt=0)
+        60.0,
+        "seconds",
+        "longest wait for one answer of Label Studio; bulk imports get ten times this",
+        "ASKFIRST_LS_TIMEOUT_S",
+        gt=0,
+    )
 
     # --- web process
     port: int = _setting(9090, "port", "port of the web process", "PORT", ge=1, le=65535)
-    host: str = _setting("0.0.0.0", "address", "address the web process binds to", "HOST")  # noqa: S104 conventional
+    host: str = _setting("0.0.0.0", "address", "address the web process binds to", "HOST")
     workers: int = _setting(1, "processes", "gunicorn worker processes", "WORKERS", ge=1)
     threads: int = _setting(8, "threads", "threads of each gunicorn worker", "THREADS", ge=1)
     log_level: str = _setting("INFO", "name", "DEBUG, INFO, WARNING or ERROR", "LOG_LEVEL")
     basic_auth_user: str = _setting(
-        "", "text", "user name for HTTP basic auth on all routes; empty: no auth",
-        "BASIC_AUTH_USER", "ML_SERVER_BASIC_AUTH_USER")
+        "",
+        "text",
+        "user name for HTTP basic auth on all routes; empty: no auth",
+        "BASIC_AUTH_USER",
+        "ML_SERVER_BASIC_AUTH_USER",
+    )
     basic_auth_pass: SecretStr = _setting(
-        SecretStr(""), "text", "password for HTTP basic auth", "BASIC_AUTH_PASS", "ML_SERVER_BASIC_AUTH_PASS")
+        SecretStr(""), "text", "password for HTTP basic auth", "BASIC_AUTH_PASS", "ML_SERVER_BASIC_AUTH_PASS"
+    )
     webhook_secret: SecretStr = _setting(
-        SecretStr(""), "text",
+        SecretStr(""),
+        "text",
         "value of the header X-Ask-First-Secret that our webhook carries; empty: made once and kept in MODEL_DIR",
-        "ASKFIRST_WEBHOOK_SECRET")
+        "ASKFIRST_WEBHOOK_SECRET",
+    )
     public_url: str = _setting(
-        "", "URL", "this backend's address as Label Studio reaches it; empty: http://localhost:PORT",
-        "ASKFIRST_PUBLIC_URL")
+        "",
+        "URL",
+        "this backend's address as Label Studio reaches it; empty: http://localhost:PORT",
+        "ASKFIRST_PUBLIC_URL",
+    )
     max_body_bytes: int = _setting(
-        64 * 2**20, "bytes", "largest request body accepted", "ASKFIRST_MAX_BODY_BYTES", gt=0)
+        64 * 2**20, "bytes", "largest request body accepted", "ASKFIRST_MAX_BODY_BYTES", gt=0
+    )
 
     # --- where things are kept
     model_dir: Path = _setting(Path("data"), "folder", "versions, embeddings and caches", "MODEL_DIR")
     redis_url: str = _setting(
-        "redis://localhost:6379/0", "URL", "Redis for jobs, locks and counters; nothing in it is irreplaceable",
-        "ASKFIRST_REDIS_URL", "REDIS_URL")
+        "redis://localhost:6379/0",
+        "URL",
+        "Redis for jobs, locks and counters; nothing in it is irreplaceable",
+        "ASKFIRST_REDIS_URL",
+        "REDIS_URL",
+    )
     image_cache_bytes: int = _setting(
-        2 * 2**30, "bytes", "disk for downloaded images; the longest unused go first; 0: keep none",
-        "ASKFIRST_IMAGE_CACHE_BYTES", ge=0)
-    image_max_bytes: int = _setting(50 * 2**20, "bytes", "largest image file that is read", "ASKFIRST_IMAGE_MAX_BYTES", gt=0)
-    image_timeout_s: float = _setting(20.0, "seconds", "longest time to fetch one image", "ASKFIRST_IMAGE_TIMEOUT_S", gt=0)
+        2 * 2**30,
+        "bytes",
+        "disk for downloaded images; the longest unused go first; 0: keep none",
+        "ASKFIRST_IMAGE_CACHE_BYTES",
+        ge=0,
+    )
+    image_max_bytes: int = _setting(
+        50 * 2**20, "bytes", "largest image file that is read", "ASKFIRST_IMAGE_MAX_BYTES", gt=0
+    )
+    image_timeout_s: float = _setting(
+        20.0, "seconds", "longest time to fetch one image", "ASKFIRST_IMAGE_TIMEOUT_S", gt=0
+    )
     local_files_document_root: OptionalPath = _setting(
-        None, "folder", "read /data/local-files/?d=... of Label Studio straight from this folder; empty: over HTTP",
-        "LOCAL_FILES_DOCUMENT_ROOT")
+        None,
+        "folder",
+        "read /data/local-files/?d=... of Label Studio straight from this folder; empty: over HTTP",
+        "LOCAL_FILES_DOCUMENT_ROOT",
+    )
     label_studio_media_dir: OptionalPath = _setting(
-        None, "folder", "read /data/upload/... of Label Studio straight from this folder; empty: over HTTP",
-        "ASKFIRST_LABEL_STUDIO_MEDIA_DIR")
+        None,
+        "folder",
+        "read /data/upload/... of Label Studio straight from this folder; empty: over HTTP",
+        "ASKFIRST_LABEL_STUDIO_MEDIA_DIR",
+    )
 
     # --- representation
     backbone: str = _setting(
-        "mobilenet_v2", "name", "torchvision classifier whose penultimate activations represent an image",
-        "ASKFIRST_BACKBONE")
+        "mobilenet_v2",
+        "name",
+        "torchvision classifier whose penultimate activations represent an image",
+        "ASKFIRST_BACKBONE",
+    )
     weights: str = _setting(
-        "", "path, URL or 'torchvision'",
-        "weights of the backbone; empty: features are learnt from the pool itself, without labels", "ASKFIRST_WEIGHTS")
+        "",
+        "path, URL or 'torchvision'",
+        "weights of the backbone; empty: features are learnt from the pool itself, without labels",
+        "ASKFIRST_WEIGHTS",
+    )
     weights_mean: Triple = _setting(
-        None, "r,g,b in 0..1", "mean the weights expect; empty: what comes with the weights", "ASKFIRST_WEIGHTS_MEAN")
+        None, "r,g,b in 0..1", "mean the weights expect; empty: what comes with the weights", "ASKFIRST_WEIGHTS_MEAN"
+    )
     weights_std: Triple = _setting(
-        None, "r,g,b in 0..1", "standard deviation the weights expect", "ASKFIRST_WEIGHTS_STD")
+        None, "r,g,b in 0..1", "standard deviation the weights expect", "ASKFIRST_WEIGHTS_STD"
+    )
     input_size: int = _setting(
-        0, "pixels", "side of the square given to the backbone; 0: what comes with the weights", "ASKFIRST_INPUT_SIZE", ge=0)
+        0,
+        "pixels",
+        "side of the square given to the backbone; 0: what comes with the weights",
+        "ASKFIRST_INPUT_SIZE",
+        ge=0,
+    )
 
     # --- learning and selection
     start_training_each_n_updates: int = _setting(
-        1, "labels", "new labels between two refits; 0: only the Start Training button refits",
-        "START_TRAINING_EACH_N_UPDATES", ge=0)
-    strategy: str = _setting("uherding", "name", "selection strategy, see `askfirst strategies`", "ASKFIRST_STRATEGY", "MODEL_STRATEGY")
+        1,
+        "labels",
+        "new labels between two refits; 0: only the Start Training button refits",
+        "START_TRAINING_EACH_N_UPDATES",
+        ge=0,
+    )
+    strategy: str = _setting(
+        "uherding", "name", "selection strategy, see `askfirst strategies`", "ASKFIRST_STRATEGY", "MODEL_STRATEGY"
+    )
     explore: float = _setting(
-        0.1, "share", "part of every batch drawn uniformly at random", "ASKFIRST_EXPLORE", "MODEL_EXPLORE", ge=0, le=1)
+        0.1, "share", "part of every batch drawn uniformly at random", "ASKFIRST_EXPLORE", "MODEL_EXPLORE", ge=0, le=1
+    )
     audit_share: float = _setting(
-        0.1, "share", "part of the tasks, chosen by hash before any score, that measures accuracy and is never trained on",
-        "ASKFIRST_AUDIT_SHARE", ge=0, le=0.5)
+        0.1,
+        "share",
+        "part of the tasks, chosen by hash before any score, that measures accuracy and is never trained on",
+        "ASKFIRST_AUDIT_SHARE",
+        ge=0,
+        le=0.5,
+    )
     prelabel_above: float = _setting(
-        0.9, "probability", "show the model's answer to annotators only above this calibrated confidence; 1: never",
-        "ASKFIRST_PRELABEL_ABOVE", "MODEL_PRELABEL_ABOVE", ge=0, le=1)
+        0.9,
+        "probability",
+        "show the model's answer to annotators only above this calibrated confidence; 1: never",
+        "ASKFIRST_PRELABEL_ABOVE",
+        "MODEL_PRELABEL_ABOVE",
+        ge=0,
+        le=1,
+    )
     seed: int = _setting(0, "number", "seed of every random choice", "ASKFIRST_SEED")
 
     # --- queue
     sprint_min: int = _setting(
-        100, "tasks", "least number of tasks in a sprint (the quick push between two full pushes)", "ASKFIRST_SPRINT_MIN", ge=10)
-    import_chunk: int = _setting(500, "predictions", "predictions per request in a full push", "ASKFIRST_IMPORT_CHUNK", ge=1)
+        100,
+        "tasks",
+        "least number of tasks in a sprint (the quick push between two full pushes)",
+        "ASKFIRST_SPRINT_MIN",
+        ge=10,
+    )
+    import_chunk: int = _setting(
+        500, "predictions", "predictions per request in a full push", "ASKFIRST_IMPORT_CHUNK", ge=1
+    )
     quiet_s: float = _setting(
-        60.0, "seconds", "time without any annotation after which old versions are deleted in Label Studio", "ASKFIRST_QUIET_S", ge=0)
-    keep_versions: int = _setting(50, "versions", "model versions kept on disk besides the live one", "ASKFIRST_KEEP_VERSIONS", ge=2)
+        60.0,
+        "seconds",
+        "time without any annotation after which old versions are deleted in Label Studio",
+        "ASKFIRST_QUIET_S",
+        ge=0,
+    )
+    keep_versions: int = _setting(
+        50, "versions", "model versions kept on disk besides the live one", "ASKFIRST_KEEP_VERSIONS", ge=2
+    )
     tick_s: int = _setting(15, "seconds", "time between two reconciliations with Label Studio", "ASKFIRST_TICK_S", ge=2)
-    lease_s: float = _setting(10.0, "seconds", "a refresh whose worker is silent this long is given up", "ASKFIRST_LEASE_S", ge=2)
-    torch_threads: int = _setting(0, "threads", "threads of a worker's numerics; 0: all cores but one", "ASKFIRST_TORCH_THREADS", ge=0)
-    nice: int = _setting(5, "niceness", "how much workers stand back for Label Studio and the web process", "ASKFIRST_NICE", ge=0, le=19)
+    lease_s: float = _setting(
+        10.0, "seconds", "a refresh whose worker is silent this long is given up", "ASKFIRST_LEASE_S", ge=2
+    )
+    torch_threads: int = _setting(
+        0, "threads", "threads of a worker's numerics; 0: all cores but one", "ASKFIRST_TORCH_THREADS", ge=0
+    )
+    nice: int = _setting(
+        5, "niceness", "how much workers stand back for Label Studio and the web process", "ASKFIRST_NICE", ge=0, le=19
+    )
 
     @field_validator("label_studio_url", "public_url")
     @classmethod
@@ -158,8 +254,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # `from_env` hands the environment over as values, so that tests need not touch os.environ.
@@ -198,8 +297,7 @@ def _names(info: Any) -> list[str]:
 
 def _explain(error: Any, cls: type[Settings]) -> str:
     field = str(error["loc"][0])
-    info = cls.model_fields.get(field) or next(
-        (i for i in cls.model_fields.values() if field in _names(i)), None)
+    info = cls.model_fields.get(field) or next((i for i in cls.model_fields.values() if field in _names(i)), None)
     name = _names(info)[0] if info else field
     unit = info.json_schema_extra["unit"] if info else ""  # type: ignore[index,call-overload]
     return f"{name}={error['input']!r} cannot be used ({unit}): {error['msg']}"
@@ -210,10 +308,12 @@ def settings_table() -> list[dict[str, str]]:
     rows = []
     for info in Settings.model_fields.values():
         default = info.default.get_secret_value() if isinstance(info.default, SecretStr) else info.default
-        rows.append({
-            "names": ", ".join(_names(info)),
-            "default": "" if default is None else str(default),
-            "unit": str(info.json_schema_extra["unit"]),  # type: ignore[index,call-overload]
-            "help": info.description or "",
-        })
+        rows.append(
+            {
+                "names": ", ".join(_names(info)),
+                "default": "" if default is None else str(default),
+                "unit": str(info.json_schema_extra["unit"]),  # type: ignore[index,call-overload]
+                "help": info.description or "",
+            }
+        )
     return rows

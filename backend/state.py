@@ -30,8 +30,13 @@ RATE_WINDOW_S = 60.0
 
 def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
     """A Redis connection that fails fast: a webhook must be answered while Redis is away."""
-    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=min(timeout_s, 1.0),
-                                retry=Retry(NoBackoff(), 1), health_check_interval=15)
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 1.0),
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=15,
+    )
 
 
 class State:
@@ -67,15 +72,24 @@ class State:
             return bool(self._redis.sismember("askfirst:projects", project_id))
 
     # ------------------------------------------------------------------ events
-    def record(self, project_id: int, *, text: str, dirty: Iterable[int] = (), gone: Iterable[int] = (),
-               flags: Iterable[str] = (), annotations: int = 0) -> int:
+    def record(
+        self,
+        project_id: int,
+        *,
+        text: str,
+        dirty: Iterable[int] = (),
+        gone: Iterable[int] = (),
+        flags: Iterable[str] = (),
+        annotations: int = 0,
+    ) -> int:
         """Note an event: tasks to look at again, flags to raise. One round trip; returns the wake number.
 
         `gone`: ids of deleted annotations. `flags`: "all-labels", "tasks", "project", "train".
         """
         with _mapped():
-            return self._record(project_id, text, {"dirty": list(dirty), "gone": list(gone), "flags": list(flags)},
-                                annotations)
+            return self._record(
+                project_id, text, {"dirty": list(dirty), "gone": list(gone), "flags": list(flags)}, annotations
+            )
 
     def _record(self, project_id: int, text: str, marks: dict[str, list[Any]], annotations: int) -> int:
         now = self._now()
@@ -140,8 +154,9 @@ class State:
     def annotations_per_second(self, project_id: int) -> float:
         """Mean rate over the seconds with annotations in the last minute."""
         with _mapped():
-            rows = self._redis.zrangebyscore(f"askfirst:{project_id}:rate", self._now() - RATE_WINDOW_S, "+inf",
-                                             withscores=True)
+            rows = self._redis.zrangebyscore(
+                f"askfirst:{project_id}:rate", self._now() - RATE_WINDOW_S, "+inf", withscores=True
+            )
         if len(rows) < 3:
             return 0.0
         count = sum(int(member.decode().rpartition(":")[2]) for member, _ in rows)
@@ -226,7 +241,9 @@ class State:
         with _mapped():
             return {int(k) for k in self._redis.hkeys(f"askfirst:{project_id}:annotations") if k != b"complete"}
 
-    def put_annotations(self, project_id: int, changed: Mapping[int, list[dict[str, Any]]], *, replace: bool = False) -> int:
+    def put_annotations(
+        self, project_id: int, changed: Mapping[int, list[dict[str, Any]]], *, replace: bool = False
+    ) -> int:
         """Store the annotations of tasks (an empty list removes one); `replace` starts anew. Atomic.
 
         Returns the revision, which grows by one with every call.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a refit did not start. Values are written to logs and to the status page."""
 
     NO_LABELS = "there is no label yet"
@@ -20,16 +20,16 @@ class Reason(str, Enum):
 class LabelFacts:
     """What is known about labels now and in the newest fitted version."""
 
-    count: int            # labels that may be trained on
-    changed: int          # tasks whose label differs from the one the newest version was fitted on
+    count: int  # labels that may be trained on
+    changed: int  # tasks whose label differs from the one the newest version was fitted on
     classes_changed: bool  # the labelling config lists other classes than the newest version
-    fitted: bool          # there is a fitted version
+    fitted: bool  # there is a fitted version
 
 
 @dataclass(frozen=True)
 class FitPolicy:
-    each_n: int = 1            # START_TRAINING_EACH_N_UPDATES; 0: only when asked
-    min_annotations: int = 0   # Label Studio's min_annotations_to_start_training: labels before the first refit
+    each_n: int = 1  # START_TRAINING_EACH_N_UPDATES; 0: only when asked
+    min_annotations: int = 0  # Label Studio's min_annotations_to_start_training: labels before the first refit
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def decide_fit(facts: LabelFacts, policy: FitPolicy, *, asked: bool) -> Fit | Wa
     return Fit()
 
 
-class Push(str, Enum):
+class Push(StrEnum):
     """What to send to Label Studio."""
 
     NOTHING = "nothing"
-    SPRINT = "sprint"      # the next K tasks, under their own version
+    SPRINT = "sprint"  # the next K tasks, under their own version
     EVERYTHING = "everything"  # all unlabelled tasks at once: as cheap as a sprint in a small project
 
 
@@ -75,13 +75,13 @@ class Push(str, Enum):
 class QueueFacts:
     """What is served now against what should be."""
 
-    unlabelled: int        # tasks that still want an annotation
-    remaining: int         # of these, how many carry the version that is served
-    sprint_size: int       # K
-    stale: bool            # the served order comes from another model version or another state of the pool
-    pushed: bool           # an order of ours was pushed before
-    held: bool             # somebody chose another version by hand
-    ready: bool = True     # there is something to order by: embeddings, or the certainty that there are none
+    unlabelled: int  # tasks that still want an annotation
+    remaining: int  # of these, how many carry the version that is served
+    sprint_size: int  # K
+    stale: bool  # the served order comes from another model version or another state of the pool
+    pushed: bool  # an order of ours was pushed before
+    held: bool  # somebody chose another version by hand
+    ready: bool = True  # there is something to order by: embeddings, or the certainty that there are none
 
 
 def decide_push(facts: QueueFacts) -> Push:
@@ -92,8 +92,11 @@ def decide_push(facts: QueueFacts) -> Push:
     """
     if facts.held or facts.unlabelled == 0 or not facts.ready:
         return Push.NOTHING
-    wanted = facts.stale or not facts.pushed or (
-        facts.remaining < facts.unlabelled and facts.remaining < facts.sprint_size / 2)
+    wanted = (
+        facts.stale
+        or not facts.pushed
+        or (facts.remaining < facts.unlabelled and facts.remaining < facts.sprint_size / 2)
+    )
     if not wanted:
         return Push.NOTHING
     return Push.EVERYTHING if facts.unlabelled <= 2 * facts.sprint_size else Push.SPRINT
@@ -111,11 +114,18 @@ class Standing:
 
     reassert_version: bool = False
     reassert_sampling: bool = False
-    hold: str | None = None       # version chosen by hand, to be respected
+    hold: str | None = None  # version chosen by hand, to be respected
 
 
-def judge_settings(*, model_version: str | None, sampling: str, wanted_sampling: str, pushed: str | None,
-                   backend_titles: frozenset[str], held: str | None) -> Standing:
+def judge_settings(
+    *,
+    model_version: str | None,
+    sampling: str,
+    wanted_sampling: str,
+    pushed: str | None,
+    backend_titles: frozenset[str],
+    held: str | None,
+) -> Standing:
     """Tell a broken setting (put right) from one changed on purpose (respected).
 
     The backend's title, an empty version or none make Label Studio serve tasks at random: broken. Another version of

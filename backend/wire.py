@@ -43,6 +43,8 @@ def order_scores(confidence_in_order: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Returns:
         [n] float64, strictly increasing, in [0, 1].
     """
+    from scipy.optimize import isotonic_regression  # here: the web process, which pushes nothing, goes without scipy
+
     confidence = np.asarray(confidence_in_order, dtype=np.float64).ravel()
     n = confidence.size
     if n == 0:
@@ -53,26 +55,11 @@ def order_scores(confidence_in_order: npt.ArrayLike) -> npt.NDArray[np.float64]:
     if not known.any():
         return np.asarray((np.arange(n) + 0.5) / n)  # nothing to be close to: the order alone, evenly spread
     level = np.empty(n)
-    level[known] = _isotonic((confidence - steps)[known])
+    level[known] = isotonic_regression((confidence - steps)[known]).x
     source = np.maximum.accumulate(np.where(known, np.arange(n), -1))
     source[source < 0] = int(np.argmax(known))  # before the first known one
     level = np.clip(level[source], 0.0, 1.0 - steps[-1])
     return np.asarray(level + steps)
-
-
-def _isotonic(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Non-decreasing [n] closest to `values` [n] in least squares; pool adjacent violators, O(n)."""
-    means: list[float] = []
-    sizes: list[int] = []
-    for value in values.tolist():
-        mean, size = value, 1
-        while means and means[-1] >= mean:
-            last_mean, last_size = means.pop(), sizes.pop()
-            mean = (mean * size + last_mean * last_size) / (size + last_size)
-            size += last_size
-        means.append(mean)
-        sizes.append(size)
-    return np.repeat(np.asarray(means), sizes)
 
 
 # ---- predictions
@@ -197,11 +184,7 @@ def lookup(data: Mapping[str, Any], key: str) -> Any:
 
 def _with_uri(task_id: int | None, uri: str, labeled: bool) -> Task:
     uri = uri.strip()
-    return (
-        Task(task_id, uri, "", labeled)
-        if uri
-        else Task(task_id, None, "the image address is empty.", labeled)
-    )
+    return Task(task_id, uri, "", labeled) if uri else Task(task_id, None, "the image address is empty.", labeled)
 
 
 def _kind(value: Any) -> str:

@@ -61,10 +61,14 @@ def run(role: str, settings: Settings) -> None:
     if role == "fast":
         _warm_up()
         Queue(FAST, connection=redis).enqueue("backend.jobs.tick", ttl=settings.tick_s, result_ttl=60)
-        _FastWorker([FAST], connection=redis, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING", with_scheduler=False)
+        _FastWorker([FAST], connection=redis, worker_ttl=WORKER_TTL_S).work(
+            logging_level="WARNING", with_scheduler=False
+        )
     elif role == "slow":
-        _warm_up()   # loaded, not used: a fork before the first parallel region is safe, and saves each job the imports
-        _SlowWorker([SLOW], connection=redis, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING", with_scheduler=False)
+        _warm_up()  # loaded, not used: a fork before the first parallel region is safe, and saves each job the imports
+        _SlowWorker([SLOW], connection=redis, worker_ttl=WORKER_TTL_S).work(
+            logging_level="WARNING", with_scheduler=False
+        )
     elif role == "tick":
         _clock(redis, settings)
     else:
@@ -76,8 +80,9 @@ def _clock(redis: Any, settings: Settings) -> None:
 
     scheduler = CronScheduler(connection=redis, logging_level=30)
     # A tick that could not run before the next one is due is dropped: ticks must not pile up behind a dead worker.
-    scheduler.register(tick, queue_name=FAST, interval=settings.tick_s, ttl=settings.tick_s, result_ttl=60,
-                       failure_ttl=600)
+    scheduler.register(
+        tick, queue_name=FAST, interval=settings.tick_s, ttl=settings.tick_s, result_ttl=60, failure_ttl=600
+    )
     scheduler.start()
 
 
@@ -85,9 +90,8 @@ def _warm_up() -> None:
     """Load jobs and numerics now, so that the first label does not wait for imports."""
     from training import api as training
 
-    from . import jobs
+    from . import jobs  # noqa: F401  what it imports is wanted
 
-    assert jobs.refresh and training.REASONS
     training.warm_up()
 
 

@@ -34,6 +34,10 @@ def build(settings: Settings) -> tuple[Workshop, Dispatcher]:
     """Fresh parts from settings."""
     redis = connect(settings.redis_url)
     state = State(redis)
-    ls = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value(),
-                           timeout_s=settings.ls_timeout_s, verify_ssl=settings.verify_ssl)
+    ls = LabelStudioClient(
+        settings.label_studio_url,
+        settings.label_studio_api_key.get_secret_value(),
+        timeout_s=settings.ls_timeout_s,
+        verify_ssl=settings.verify_ssl,
+    )
     return Workshop(settings, state, ls), Dispatcher(redis, state)

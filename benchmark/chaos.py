@@ -90,8 +90,11 @@ def run(stack: Stack, kills: int, bots: int, pause_s: float, seed: int) -> dict[
         os.killpg(pid, signal.SIGKILL)
         seconds = healed(stack, project_id, annotators, time.monotonic())
         rows.append({"victim": victim, "healed_s": round(seconds, 2)})
-        print(f"kill {number + 1}/{kills} {victim}: healed after {seconds:.1f} s, "
-              f"{sum(len(a.submitted) for a in annotators)} labels", flush=True)
+        print(
+            f"kill {number + 1}/{kills} {victim}: healed after {seconds:.1f} s, "
+            f"{sum(len(a.submitted) for a in annotators)} labels",
+            flush=True,
+        )
     for annotator in annotators:
         annotator.done.set()
     for annotator in annotators:
@@ -102,11 +105,18 @@ def run(stack: Stack, kills: int, bots: int, pause_s: float, seed: int) -> dict[
     learnt = model.labels_of(model.newest().id)  # type: ignore[union-attr]
     errors = [e for a in annotators for e in a.errors]
     seconds = [r["healed_s"] for r in rows if r["healed_s"] is not None]
-    return {"kills": len(rows), "by_victim": {v: sum(r["victim"] == v for r in rows) for v in VICTIMS},
-            "labels_submitted": len(truth), "labels_in_the_newest_model": len(learnt), "labels_wrong": sum(learnt.get(t) != c for t, c in truth.items()),
-            "annotator_errors": len(errors), "errors": errors[:5],
-            "healed_s": {"p50": float(np.median(seconds)), "max": float(max(seconds))},
-            "slowest_submit_s": round(max(a.slowest_submit_s for a in annotators), 2), "rows": rows}
+    return {
+        "kills": len(rows),
+        "by_victim": {v: sum(r["victim"] == v for r in rows) for v in VICTIMS},
+        "labels_submitted": len(truth),
+        "labels_in_the_newest_model": len(learnt),
+        "labels_wrong": sum(learnt.get(t) != c for t, c in truth.items()),
+        "annotator_errors": len(errors),
+        "errors": errors[:5],
+        "healed_s": {"p50": float(np.median(seconds)), "max": float(max(seconds))},
+        "slowest_submit_s": round(max(a.slowest_submit_s for a in annotators), 2),
+        "rows": rows,
+    }
 
 
 def main() -> None:
@@ -122,8 +132,12 @@ def main() -> None:
     print(json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    good = (result["labels_submitted"] == result["labels_in_the_newest_model"] and not result["labels_wrong"]
-            and not result["annotator_errors"] and result["healed_s"]["max"] <= 30)
+    good = (
+        result["labels_submitted"] == result["labels_in_the_newest_model"]
+        and not result["labels_wrong"]
+        and not result["annotator_errors"]
+        and result["healed_s"]["max"] <= 30
+    )
     raise SystemExit(0 if good else 1)
 
 

@@ -39,7 +39,9 @@ def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[
             if pushed is not None and pushed.labels >= count:
                 break
             if time.perf_counter() - submitted > GIVE_UP_S:
-                raise SystemExit(f"label {count} did not reach an order within {GIVE_UP_S:.0f} s: {state.events(project_id)[:3]}")
+                raise SystemExit(
+                    f"label {count} did not reach an order within {GIVE_UP_S:.0f} s: {state.events(project_id)[:3]}"
+                )
             time.sleep(0.005)
         ordered = time.perf_counter()
         task = stack.next_task(project_id)
@@ -47,17 +49,28 @@ def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[
         versions = {p["model_version"] for p in task["predictions"]}
         if pushed.version not in versions:
             raise SystemExit(f"served from {versions}, not from {pushed.version!r}")
-        rows.append({"submit_s": submitted - begun, "order_s": ordered - submitted, "next_task_s": served - ordered,
-                     "total_s": served - submitted, **state.get(project_id, "last_refresh")["seconds"]})
+        rows.append(
+            {
+                "submit_s": submitted - begun,
+                "order_s": ordered - submitted,
+                "next_task_s": served - ordered,
+                "total_s": served - submitted,
+                **state.get(project_id, "last_refresh")["seconds"],
+            }
+        )
         time.sleep(pause_s)
     return rows
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Median, 95th percentile and maximum of each column, in seconds."""
-    return {name: {q: round(float(np.percentile([r.get(name, 0.0) for r in rows], p)), 3)
-                   for q, p in (("p50", 50), ("p95", 95), ("max", 100))}
-            for name in ("total_s", "submit_s", "order_s", "next_task_s", "labels", "fit", "settings", "rank", "push")}
+    return {
+        name: {
+            q: round(float(np.percentile([r.get(name, 0.0) for r in rows], p)), 3)
+            for q, p in (("p50", 50), ("p95", 95), ("max", 100))
+        }
+        for name in ("total_s", "submit_s", "order_s", "next_task_s", "labels", "fit", "settings", "rank", "push")
+    }
 
 
 def main() -> None:
@@ -68,8 +81,10 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between an order and the next submit")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running_stack(
-            Path(folder), label_studio={FLAG: "true" if args.flag == "on" else "false"}) as stack:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_stack(Path(folder), label_studio={FLAG: "true" if args.flag == "on" else "false"}) as stack,
+    ):
         begun = time.perf_counter()
         project_id = stack.make_project(0)
         names = sorted(stack.truth)
@@ -77,13 +92,21 @@ def main() -> None:
             stack.add_named(project_id, [names[i % len(names)] for i in range(start, min(args.tasks, start + 10_000))])
         imported = time.perf_counter()
         stack.connect(project_id)
-        stack.wait(lambda: (p := stack.served(project_id)) and p.kind == "full" and len(p.ids) == args.tasks,
-                   "an order of all tasks", within_s=3600)
+        stack.wait(
+            lambda: (p := stack.served(project_id)) and p.kind == "full" and len(p.ids) == args.tasks,
+            "an order of all tasks",
+            within_s=3600,
+        )
         ready = time.perf_counter()
         rows = measure(stack, project_id, args.labels, args.pause)
-        result = {"tasks": args.tasks, "labels": args.labels, "import_flag": args.flag,
-                  "import_of_tasks_s": round(imported - begun, 1), "first_full_order_s": round(ready - imported, 1),
-                  **summary(rows)}
+        result = {
+            "tasks": args.tasks,
+            "labels": args.labels,
+            "import_flag": args.flag,
+            "import_of_tasks_s": round(imported - begun, 1),
+            "first_full_order_s": round(ready - imported, 1),
+            **summary(rows),
+        }
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

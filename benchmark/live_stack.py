@@ -27,8 +27,9 @@ from backend.queue_push import Pushed, read_pushed
 from backend.settings import Settings
 from backend.worker_context import build
 
-CONFIG = ('<View><Image name="image" value="$image"/><Choices name="digit" toName="image" choice="single">{}</Choices>'
-          "</View>")
+CONFIG = (
+    '<View><Image name="image" value="$image"/><Choices name="digit" toName="image" choice="single">{}</Choices></View>'
+)
 
 
 def config(classes: tuple[str, ...] = tuple("0123456789")) -> str:
@@ -51,17 +52,20 @@ class Stack:
     truth: dict[str, str]
 
     # ------------------------------------------------------------------ projects
-    def make_project(self, count: int, *, classes: tuple[str, ...] = tuple("0123456789"), start: int = 0,
-                     **settings: Any) -> int:
+    def make_project(
+        self, count: int, *, classes: tuple[str, ...] = tuple("0123456789"), start: int = 0, **settings: Any
+    ) -> int:
         """A project of `count` digits, not connected."""
-        project = self.call("POST", "/api/projects/", {"title": f"digits {count}", "label_config": config(classes), **settings})
+        project = self.call(
+            "POST", "/api/projects/", {"title": f"digits {count}", "label_config": config(classes), **settings}
+        )
         self.add_tasks(project["id"], count, start)
         return int(project["id"])
 
     def add_tasks(self, project_id: int, count: int, start: int = 0) -> None:
         """Import `count` digits, in the order of their names, from number `start` on."""
         label_studio_server.allow_folder(self.session, project_id, self.home.files / self.home.link(self.images))
-        self.add_named(project_id, sorted(self.truth)[start:start + count])
+        self.add_named(project_id, sorted(self.truth)[start : start + count])
 
     def add_named(self, project_id: int, names: Sequence[str]) -> None:
         """Import digits by name; a name may come more than once."""
@@ -80,8 +84,12 @@ class Stack:
 
         def busy() -> bool:
             pushed = read_pushed(state, project_id)
-            return bool(state.dirty(project_id) or state.flags(project_id) or pushed is None
-                        or any(state.waiting(project_id, k) or state.holder(project_id, k) for k in ("refresh", "pool", "full")))
+            return bool(
+                state.dirty(project_id)
+                or state.flags(project_id)
+                or pushed is None
+                or any(state.waiting(project_id, k) or state.holder(project_id, k) for k in ("refresh", "pool", "full"))
+            )
 
         def calm() -> bool:
             nonlocal calm_since
@@ -99,7 +107,9 @@ class Stack:
         return project_id
 
     # ------------------------------------------------------------------ what an annotator does
-    def call(self, method: str, path: str, body: Any = None, *, ok: bool = True, session: BrowserSession | None = None) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, ok: bool = True, session: BrowserSession | None = None
+    ) -> Any:
         return (session or self.session).call("test", method, path, body)
 
     def next_task(self, project_id: int, session: BrowserSession | None = None) -> dict[str, Any]:
@@ -109,8 +119,14 @@ class Stack:
         return self.truth[Path(task["data"]["image"]).name]
 
     def submit(self, task: dict[str, Any], label: str | None = None, session: BrowserSession | None = None) -> int:
-        result = [{"from_name": "digit", "to_name": "image", "type": "choices",
-                   "value": {"choices": [label or self.label_of(task)]}}]
+        result = [
+            {
+                "from_name": "digit",
+                "to_name": "image",
+                "type": "choices",
+                "value": {"choices": [label or self.label_of(task)]},
+            }
+        ]
         body = {"result": result, "lead_time": 1.0, "draft_id": 0}
         return int(self.call("POST", f"/api/tasks/{task['id']}/annotations/", body, session=session)["id"])
 
@@ -121,7 +137,9 @@ class Stack:
 
     def another_annotator(self, number: int) -> BrowserSession:
         session = BrowserSession(self.services.url)
-        session.sign_up(label_studio_server.invite_path(self.session), f"annotator{number}@example.com", "annotate-me-123")
+        session.sign_up(
+            label_studio_server.invite_path(self.session), f"annotator{number}@example.com", "annotate-me-123"
+        )
         return session
 
     # ------------------------------------------------------------------ what the loop did
@@ -144,16 +162,21 @@ class Stack:
             if found:
                 return found
             time.sleep(0.1)
-        logs = "\n".join(f"--- {name}\n{self.services.log_of(name)[1]}" for name in ("web", "worker-fast", "worker-slow"))
+        logs = "\n".join(
+            f"--- {name}\n{self.services.log_of(name)[1]}" for name in ("web", "worker-fast", "worker-slow")
+        )
         raise AssertionError(f"no {what} within {within_s:.0f} s\n{logs}")
 
     def backend(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        return httpx.request(method, self.services.backend_url + path, timeout=30.0, trust_env=False, verify=False, **kwargs)
+        return httpx.request(
+            method, self.services.backend_url + path, timeout=30.0, trust_env=False, verify=False, **kwargs
+        )
 
 
 @contextmanager
-def running_stack(root: Path, settings: Mapping[str, str] | None = None, *,
-                  label_studio: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running_stack(
+    root: Path, settings: Mapping[str, str] | None = None, *, label_studio: Mapping[str, str] | None = None
+) -> Iterator[Stack]:
     """Everything up in `root`; ends with the context.
 
     Args:

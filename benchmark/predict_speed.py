@@ -1,6 +1,6 @@
 """POST /predict for 100 embedded tasks through the real web process.
 
-    python -m benchmark.predict_speed [--rounds 100] [--json FILE]
+python -m benchmark.predict_speed [--rounds 100] [--json FILE]
 """
 
 from __future__ import annotations
@@ -26,17 +26,26 @@ def measure(stack: Stack, rounds: int) -> dict[str, object]:
     labelled = set(stack.workshop.state.annotated_ids(project_id))
     tasks = list(stack.ls.tasks(project_id))
     result: dict[str, object] = {"labels": len(labelled)}
-    for name, chosen in (("in_the_order", [t for t in tasks if t["id"] not in labelled][:100]),
-                         ("through_the_head", [t for t in tasks if t["id"] in labelled][:100])):
-        body = {"tasks": chosen, "project": f"{project_id}.{project.created_at}", "label_config": project.label_config,
-                "params": {"login": None, "password": None, "context": None}}
+    for name, chosen in (
+        ("in_the_order", [t for t in tasks if t["id"] not in labelled][:100]),
+        ("through_the_head", [t for t in tasks if t["id"] in labelled][:100]),
+    ):
+        body = {
+            "tasks": chosen,
+            "project": f"{project_id}.{project.created_at}",
+            "label_config": project.label_config,
+            "params": {"login": None, "password": None, "context": None},
+        }
         times = []
         for _ in range(rounds):
             begun = time.perf_counter()
             answer = stack.backend("POST", "/predict", json=body)
             times.append((time.perf_counter() - begun) * 1000)
             assert len(answer.json()["results"]) == len(chosen) == 100
-        result[name] = {q: round(float(np.percentile(times[1:], p)), 1) for q, p in (("p50_ms", 50), ("p95_ms", 95), ("max_ms", 100))}
+        result[name] = {
+            q: round(float(np.percentile(times[1:], p)), 1)
+            for q, p in (("p50_ms", 50), ("p95_ms", 95), ("max_ms", 100))
+        }
     return result
 
 

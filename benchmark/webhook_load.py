@@ -27,11 +27,25 @@ SENDERS = 8
 def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str, object]:
     """Send events on a fixed time table; returns latencies and what became of the events."""
     tasks = [t["id"] for t in stack.ls.tasks(project_id)]
-    project = {"id": project_id, "title": "x" * 200, "label_config": "<View/>" * 50, "model_version": "m", "sampling": "s"}
+    project = {
+        "id": project_id,
+        "title": "x" * 200,
+        "label_config": "<View/>" * 50,
+        "model_version": "m",
+        "sampling": "s",
+    }
     total = int(rate * seconds)
-    bodies = [json.dumps({"action": "ANNOTATION_UPDATED", "project": project,
-                          "annotation": {"id": i, "task": tasks[i % len(tasks)], "result": []},
-                          "task": {"id": tasks[i % len(tasks)], "data": {"image": "x"}}}).encode() for i in range(len(tasks))]
+    bodies = [
+        json.dumps(
+            {
+                "action": "ANNOTATION_UPDATED",
+                "project": project,
+                "annotation": {"id": i, "task": tasks[i % len(tasks)], "result": []},
+                "task": {"id": tasks[i % len(tasks)], "data": {"image": "x"}},
+            }
+        ).encode()
+        for i in range(len(tasks))
+    ]
     address = urlsplit(stack.services.backend_url)
     latencies: list[float] = []
     failures: list[str] = []
@@ -46,7 +60,9 @@ def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str,
             due = begun + number / rate
             time.sleep(max(0.0, due - time.perf_counter()))
             try:
-                connection.request("POST", "/webhook", bodies[number % len(bodies)], {"Content-Type": "application/json"})
+                connection.request(
+                    "POST", "/webhook", bodies[number % len(bodies)], {"Content-Type": "application/json"}
+                )
                 answer = connection.getresponse()
                 answer.read()
                 if answer.status != 201:
@@ -67,11 +83,21 @@ def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str,
     recorded = stack.workshop.state.wake_number(project_id) - wake_before
     stack.wait(lambda: not stack.workshop.state.dirty(project_id), "every marked task to be read", within_s=120)
     ms = np.array(latencies) * 1000
-    refreshes = sum("refresh" in line and "job done" in line for line in
-                    stack.home.log("worker-fast").read_text(errors="replace").splitlines())
-    return {"rate_per_s": rate, "seconds": seconds, "sent": total, "failed": len(failures), "failures": failures[:3],
-            "recorded": recorded, "refreshes": refreshes,
-            **{f"p{p}_ms": round(float(np.percentile(ms, p)), 2) for p in (50, 95, 99)}, "max_ms": round(float(ms.max()), 2)}
+    refreshes = sum(
+        "refresh" in line and "job done" in line
+        for line in stack.home.log("worker-fast").read_text(errors="replace").splitlines()
+    )
+    return {
+        "rate_per_s": rate,
+        "seconds": seconds,
+        "sent": total,
+        "failed": len(failures),
+        "failures": failures[:3],
+        "recorded": recorded,
+        "refreshes": refreshes,
+        **{f"p{p}_ms": round(float(np.percentile(ms, p)), 2) for p in (50, 95, 99)},
+        "max_ms": round(float(ms.max()), 2),
+    }
 
 
 def submit_cost(stack: Stack, rounds: int) -> dict[str, float]:
@@ -83,13 +109,15 @@ def submit_cost(stack: Stack, rounds: int) -> dict[str, float]:
         active = number % 2 == 0
         stack.ls.patch_webhook(hook["id"], {"is_active": active})
         task = stack.next_task(project_id)
-        time.sleep(1.5)   # the refresh of the label before is over: what remains is the webhook itself
+        time.sleep(1.5)  # the refresh of the label before is over: what remains is the webhook itself
         begun = time.perf_counter()
         stack.submit(task)
         times[active].append((time.perf_counter() - begun) * 1000)
-    return {"submit_with_webhook_ms": round(float(np.median(times[True])), 1),
-            "submit_without_webhook_ms": round(float(np.median(times[False])), 1),
-            "added_ms": round(float(np.median(times[True]) - np.median(times[False])), 1)}
+    return {
+        "submit_with_webhook_ms": round(float(np.median(times[True])), 1),
+        "submit_without_webhook_ms": round(float(np.median(times[False])), 1),
+        "added_ms": round(float(np.median(times[True]) - np.median(times[False])), 1),
+    }
 
 
 def main() -> None:

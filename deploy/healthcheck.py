@@ -81,8 +81,11 @@ def check_tick(settings: Settings, host: str) -> None:
 
     patience_s = max(LEAST_SILENCE_S, TICKS_MISSED * settings.tick_s)
     try:
-        mine = [s for s in CronScheduler.all(connect(settings.redis_url, timeout_s=TIMEOUT_S), cleanup=False)
-                if s.hostname == host]
+        mine = [
+            s
+            for s in CronScheduler.all(connect(settings.redis_url, timeout_s=TIMEOUT_S), cleanup=False)
+            if s.hostname == host
+        ]
         beats = [beat for beat in (s.last_heartbeat for s in mine) if beat is not None]
     except redis.RedisError as error:
         raise Unhealthy(f"Redis does not answer: {error}") from None

@@ -28,8 +28,9 @@ def make_model_class(service: Service) -> type[LabelStudioMLBase]:
         def setup(self) -> None:
             """Ask for the version that predictions carry now; the package answers /setup with what is stored here."""
             extra = self.get("extra_params")
-            version = service.setup(SetupRequest(
-                project=str(self.project_id), schema=self.label_config or "", extra_params=_as_text(extra)))
+            version = service.setup(
+                SetupRequest(project=str(self.project_id), schema=self.label_config or "", extra_params=_as_text(extra))
+            )
             # The store is a data base on disk: it is only written when there is something new.
             if str(self.get("model_version")) != version:
                 self.set("model_version", version)
@@ -39,12 +40,18 @@ def make_model_class(service: Service) -> type[LabelStudioMLBase]:
             super().set_extra_params(extra_params)
             self.setup()
 
-        def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None,
-                    **unused: Any) -> ModelResponse:
+        def predict(
+            self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **unused: Any
+        ) -> ModelResponse:
             """One prediction per task, in the same order. `unused`: the credentials that come with every request."""
-            rows = service.predict(PredictRequest(
-                tasks=tasks or [], project=str(self.project_id), label_config=self.label_config or "",
-                context=context or None))  # the package says {} where nobody clicked anywhere
+            rows = service.predict(
+                PredictRequest(
+                    tasks=tasks or [],
+                    project=str(self.project_id),
+                    label_config=self.label_config or "",
+                    context=context or None,
+                )
+            )  # the package says {} where nobody clicked anywhere
             return ModelResponse(model_version=str(self.get("model_version")), predictions=rows)
 
         def fit(self, event: str, data: dict[str, Any], **unused: Any) -> dict[str, Any]:

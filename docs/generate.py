@@ -29,10 +29,19 @@ if str(ROOT) not in sys.path:
 
 NOTE = "<!-- Made by docs/generate.py from the code. Change the code, then run it. -->"
 # What docker-compose.yml sets itself, so that the containers find each other.
-SET_BY_COMPOSE = frozenset({
-    "MODEL_DIR", "ASKFIRST_REDIS_URL", "LOCAL_FILES_DOCUMENT_ROOT", "HOST", "PORT",
-    "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "ASKFIRST_PUBLIC_URL", "ASKFIRST_WEBHOOK_SECRET",
-})
+SET_BY_COMPOSE = frozenset(
+    {
+        "MODEL_DIR",
+        "ASKFIRST_REDIS_URL",
+        "LOCAL_FILES_DOCUMENT_ROOT",
+        "HOST",
+        "PORT",
+        "LABEL_STUDIO_URL",
+        "LABEL_STUDIO_API_KEY",
+        "ASKFIRST_PUBLIC_URL",
+        "ASKFIRST_WEBHOOK_SECRET",
+    }
+)
 # Gauges come from the service by name alone; what they mean stands here. One without a meaning stops this program.
 GAUGES = {
     "askfirst_state_readable": "1, or 0 while the shared state in Redis could not be read for this scrape",
@@ -139,8 +148,11 @@ def env_example() -> str:
 
     rows = {row["names"].split(", ")[0]: row for row in settings_table()}
     parts = [ENV_HEAD.format(webhook_help=rows["ASKFIRST_WEBHOOK_SECRET"]["help"])]
-    parts += [f"# {row['help']} ({row['unit']})\n#{name}={_as_written(row['default'])}\n"
-              for name, row in rows.items() if name not in SET_BY_COMPOSE]
+    parts += [
+        f"# {row['help']} ({row['unit']})\n#{name}={_as_written(row['default'])}\n"
+        for name, row in rows.items()
+        if name not in SET_BY_COMPOSE
+    ]
     return "".join(parts)
 
 
@@ -149,7 +161,8 @@ def http_page() -> str:
     document = _openapi()
     common = _common_errors(document)
     summaries = [(code(f"{method} {path}"), route["summary"]) for method, path, route in _routes(document)]
-    parts = [f"""# HTTP
+    parts = [
+        f"""# HTTP
 
 Port 9090 by default. The first part of the table is what Label Studio calls; the rest is for people, scripts and
 Prometheus. The same as an OpenAPI document: `GET /openapi/openapi.json`.
@@ -160,7 +173,8 @@ With `BASIC_AUTH_USER` and `BASIC_AUTH_PASS` set, every route wants HTTP basic a
 the log. Every route may answer {", ".join(common)} in this way; its own section tells what else it answers.
 
 {table(("route", "what it is for"), summaries)}
-"""]
+"""
+    ]
     parts += [_route(document, common, method, path, route) for method, path, route in _routes(document)]
     return "\n".join(parts)
 
@@ -176,10 +190,13 @@ def _openapi() -> dict[str, Any]:
 
 def _routes(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(method, path, description); Label Studio's own calls first."""
-    found = [(method.upper(), path, route) for path, methods in document["paths"].items()
-             for method, route in methods.items()]
+    found = [
+        (method.upper(), path, route)
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+    ]
     theirs = ("/health", "/setup", "/predict", "/webhook", "/versions", "/job_status")
-    return iter(sorted(found, key=lambda r: (theirs.index(r[1]) if r[1] in theirs else len(theirs))))
+    return iter(sorted(found, key=lambda r: theirs.index(r[1]) if r[1] in theirs else len(theirs)))
 
 
 def _common_errors(document: dict[str, Any]) -> list[str]:
@@ -193,8 +210,10 @@ def _route(document: dict[str, Any], common: list[str], method: str, path: str, 
     if body:
         parts.append("Body:\n\n" + _fields(document, body) + "\n")
     if route.get("parameters"):
-        rows = [(code(p["name"]), p["in"], _type(document, p["schema"]), "yes" if p.get("required") else "no")
-                for p in route["parameters"]]
+        rows = [
+            (code(p["name"]), p["in"], _type(document, p["schema"]), "yes" if p.get("required") else "no")
+            for p in route["parameters"]
+        ]
         parts.append(table(("parameter", "in", "type", "required"), rows) + "\n")
     answers: list[tuple[str, ...]] = []
     for status, answer in sorted(route["responses"].items()):
@@ -214,8 +233,15 @@ def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 def _fields(document: dict[str, Any], schema: dict[str, Any]) -> str:
     model = _resolve(document, schema)
-    rows = [(code(name), _type(document, field), "yes" if name in model.get("required", []) else "no",
-             field.get("description", "")) for name, field in model.get("properties", {}).items()]
+    rows = [
+        (
+            code(name),
+            _type(document, field),
+            "yes" if name in model.get("required", []) else "no",
+            field.get("description", ""),
+        )
+        for name, field in model.get("properties", {}).items()
+    ]
     return table(("key", "type", "required", "meaning"), rows)
 
 
@@ -283,10 +309,19 @@ def strategies_page() -> str:
     from uncertainty.strategies import list_strategies
 
     default = Settings().strategy
-    strategies = [(code(s.name) + (" (default)" if s.name == default else ""), s.summary,
-                   "yes" if s.needs_predictions else "no", s.paper) for s in list_strategies()]
-    methods = [(code(m.name), m.unit if m.unit != "1" else "-", f"{m.upper(1, 10):.3g}", m.min_samples, m.paper)
-               for m in list_methods()]
+    strategies = [
+        (
+            code(s.name) + (" (default)" if s.name == default else ""),
+            s.summary,
+            "yes" if s.needs_predictions else "no",
+            s.paper,
+        )
+        for s in list_strategies()
+    ]
+    methods = [
+        (code(m.name), m.unit if m.unit != "1" else "-", f"{m.upper(1, 10):.3g}", m.min_samples, m.paper)
+        for m in list_methods()
+    ]
     return f"""# Strategies
 
 How the next tasks are chosen: `ASKFIRST_STRATEGY`, or `model_strategy` on the control tag of a project. Strategies that
@@ -310,9 +345,14 @@ def cli_page() -> str:
     from askfirst.cli import app
 
     group: Any = typer.main.get_command(app)
-    parts = [f"# The command `askfirst`\n\n{app.info.help}\n",
-             table(("command", "does"), ((code(f"askfirst {name}"), _paragraphs(command.help)[0])
-                                         for name, command in group.commands.items())) + "\n"]
+    parts = [
+        f"# The command `askfirst`\n\n{app.info.help}\n",
+        table(
+            ("command", "does"),
+            ((code(f"askfirst {name}"), _paragraphs(command.help)[0]) for name, command in group.commands.items()),
+        )
+        + "\n",
+    ]
     for name, command in group.commands.items():
         parts.append(f"## askfirst {name}\n\n" + "\n\n".join(_paragraphs(command.help)) + "\n")
         rows = [(code(_usage(p)), _default(p), p.help or "") for p in command.params if p.name != "help"]

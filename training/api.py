@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from .ranking import (
     unread_only,
 )
 from .representation import ModelSpec, Representation, Representations
+from .values import EmbedReport, Example, LabelledSet, Predictions
 from .versions import FitState, StoredVersion, VersionContent, VersionInfo, VersionStore
 
 __all__ = [
@@ -59,45 +59,9 @@ __all__ = [
 ]
 
 Ids = NDArray[np.int64]
-_AUDIT_SHARE = 0.1  # of all places in the order, while the audit slice is too small
+_AUDIT_SHARE = 0.1  # of all places in the order, while the audit slice is too small to say much
 _HEADS_IN_MEMORY = 4
 _DUPLICATE = 0.98  # cosine above which labelled examples share a fold
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item to label."""
-
-    example_id: int
-    uri: str
-
-
-@dataclass(frozen=True)
-class EmbedReport:
-    """What one call of `ProjectModel.embed` did."""
-
-    embedded: int  # by this call
-    skipped: int  # known before, done by another process, or not reached
-    unreadable: dict[int, str]  # example id -> reason; found by this call
-    seconds: float
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """Labels by example."""
-
-    labels: dict[int, int]  # example id -> index in `classes`
-    classes: tuple[str, ...]
-    weights: dict[int, float] | None = None  # None: every example counts 1
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Class probabilities of examples, in the order asked for."""
-
-    example_ids: Ids  # [n]
-    probabilities: NDArray[np.float32]  # [n, C], calibrated; 0 where not known
-    known: NDArray[np.bool_]  # [n], whether the example is embedded
 
 
 class StrategyInfo(Protocol):

@@ -46,7 +46,7 @@ from training.errors import CheckpointCorrupt, DataError, RepresentationError
 from training.patch_dictionary import PATCH, PatchDictionary, batches
 
 INPUT_SIZES = (32, 64)
-LEARN_FROM = 4_000  # images worth giving to `learn`; more cost time and memory and changed no figure measured
+LEARN_FROM = 4_000  # images; the committed figures are made with so many, more cost time and memory
 
 _FORMAT = "askfirst-pool-features-1"
 _PCA_IMAGES, _DIRECTIONS = 2_000, 512

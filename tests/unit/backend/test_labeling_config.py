@@ -15,9 +15,7 @@ SIMPLE = (
 )
 
 
-def config(
-    choices='<Choice value="cat"/><Choice value="dog"/>', attributes="", before="", after="", image=""
-):
+def config(choices='<Choice value="cat"/><Choice value="dog"/>', attributes="", before="", after="", image=""):
     image = image or '<Image name="img" value="$image"/>'
     return f'<View>{before}{image}<Choices name="cls" toName="img" {attributes}>{choices}</Choices>{after}</View>'
 
@@ -27,12 +25,8 @@ SERVED = {
     "radio": config(attributes='choice="single-radio"'),
     "no choice attribute": config(),
     "alias": config('<Choice value="Common cat" alias="cat"/><Choice value="dog" alias=""/>'),
-    "hints and hotkeys": config(
-        '<Choice value="cat" hint="meows" hotkey="1"/><Choice value="dog" html="b"/>'
-    ),
-    "choices inside a view": config(
-        '<View><Choice value="cat"/></View><Header value="x"/><Choice value="dog"/>'
-    ),
+    "hints and hotkeys": config('<Choice value="cat" hint="meows" hotkey="1"/><Choice value="dog" html="b"/>'),
+    "choices inside a view": config('<View><Choice value="cat"/></View><Header value="x"/><Choice value="dog"/>'),
     "another key": config(image='<Image name="img" value="$photo.url"/>'),
     "same choice twice": config('<Choice value="cat"/><Choice value="dog"/><Choice value="cat"/>'),
     "comment and style": "<!-- {} -->" + config(before="<Style>.a{}</Style><!-- x -->"),
@@ -53,9 +47,7 @@ def test_names_key_and_classes_agree_with_label_studios_own_parser(xml):
 
 def test_a_control_keeps_what_annotators_read_apart_from_what_the_wire_carries():
     parsed = parse(
-        config(
-            '<Choice value="Common cat" alias="c" predicted_values="tabby, tiger cat"/><Choice value="d"/>'
-        )
+        config('<Choice value="Common cat" alias="c" predicted_values="tabby, tiger cat"/><Choice value="d"/>')
     )
     assert parsed.control.choices == (Choice("c", "Common cat", ("tabby", "tiger cat")), Choice("d", "d"))
 
@@ -166,9 +158,7 @@ def test_a_refused_option_is_removed_in_the_example_and_the_others_stay():
 
 
 def test_a_comment_field_beside_the_question_is_left_to_annotators_with_a_note():
-    parsed = parse(
-        config(after='<TextArea name="note" toName="img"/><RectangleLabels name="bb" toName="img"/>')
-    )
+    parsed = parse(config(after='<TextArea name="note" toName="img"/><RectangleLabels name="bb" toName="img"/>'))
     assert parsed.control.name == "cls"
     assert any('"note"' in n for n in parsed.notes)
     assert any('"bb"' in n for n in parsed.notes)
@@ -206,9 +196,7 @@ def test_the_digest_changes_with_what_is_served_and_only_with_that():
         SIMPLE.replace("$image", "$photo"),
         SIMPLE.replace('"cls"', '"label"'),
         SIMPLE.replace('choice="single"', 'choice="single" model_explore="0.2"'),
-        SIMPLE.replace(
-            '<Choice value="cat"/><Choice value="dog"/>', '<Choice value="dog"/><Choice value="cat"/>'
-        ),
+        SIMPLE.replace('<Choice value="cat"/><Choice value="dog"/>', '<Choice value="dog"/><Choice value="cat"/>'),
     ]
     assert {parse(xml).digest for xml in same} == {base}
     assert len({base, *(parse(xml).digest for xml in other)}) == 6
@@ -274,9 +262,7 @@ def test_extra_params_are_read_with_and_without_prefix():
     assert complaints == []
 
 
-@pytest.mark.parametrize(
-    "text", ["[1]", "no json", '"x"', "[" * 100_000, "NaN", '{"explore": [1]}', '{"a": 1}']
-)
+@pytest.mark.parametrize("text", ["[1]", "no json", '"x"', "[" * 100_000, "NaN", '{"explore": [1]}', '{"a": 1}'])
 def test_extra_params_that_cannot_be_used_are_explained_and_never_raise(text):
     options, complaints = parse_extra_params(text)
     assert options == ControlOptions()

@@ -88,10 +88,7 @@ def test_an_older_ground_truth_stays_ahead_of_a_newer_answer_of_the_same_person(
 
 def test_a_ground_truth_without_answer_or_that_was_skipped_decides_nothing():
     assert label(annotation(ground_truth=True), annotation("cat", by=2)).value == "cat"
-    assert (
-        label(annotation("dog", ground_truth=True, was_cancelled=True), annotation("cat", by=2)).value
-        == "cat"
-    )
+    assert label(annotation("dog", ground_truth=True, was_cancelled=True), annotation("cat", by=2)).value == "cat"
 
 
 def test_a_ground_truth_that_the_config_does_not_know_is_not_replaced_by_other_votes():
@@ -127,9 +124,7 @@ def test_an_annotator_who_takes_the_answer_back_has_no_vote():
 
 @pytest.mark.parametrize("by", [{"id": 1, "email": "a@example.com"}, 1, "1"])
 def test_the_annotator_is_recognised_in_every_shape(by):
-    assert label(annotation("cat", by=1), annotation("dog", by=by, at="2026-11-20T23:00:00Z")).votes == (
-        ("dog", 1),
-    )
+    assert label(annotation("cat", by=1), annotation("dog", by=by, at="2026-11-20T23:00:00Z")).votes == (("dog", 1),)
 
 
 def test_annotations_of_deleted_users_count_one_by_one():
@@ -177,9 +172,7 @@ def test_paths_left_by_allow_nested_are_read_when_they_have_one_step():
     assert label(annotation(["animal", "cat"])).unknown == (("animal / cat", 1),)
 
 
-@pytest.mark.parametrize(
-    "result", [None, "x", [None], [{"from_name": "cls"}], [item()], [{**item(), "value": None}]]
-)
+@pytest.mark.parametrize("result", [None, "x", [None], [{"from_name": "cls"}], [item()], [{**item(), "value": None}]])
 def test_odd_results_are_empty_and_raise_nothing(result):
     assert label(annotation(), {"result": result}, None, "odd", 7).kind == "empty"
 
@@ -189,9 +182,7 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["id", "result", "value", "choices", "from_name", "completed_by", "x", "updated_at"]
-            ),
+            st.sampled_from(["id", "result", "value", "choices", "from_name", "completed_by", "x", "updated_at"]),
             inner,
             max_size=5,
         )
@@ -279,9 +270,7 @@ def test_class_indices_follow_the_config_and_leave_out_what_is_not_agreed():
 
 
 def test_the_summary_counts_kinds_and_unknown_answers():
-    found, unknown = summary(
-        [label(annotation("cat")), label(annotation("zebra")), label(annotation("yak")), label()]
-    )
+    found, unknown = summary([label(annotation("cat")), label(annotation("zebra")), label(annotation("yak")), label()])
     assert found == {"agreed": 1, "tie": 0, "skipped": 0, "unknown": 2, "empty": 1}
     assert unknown == (("yak", 1), ("zebra", 1))
 
@@ -315,10 +304,6 @@ FIXTURES = Path(__file__).resolve().parents[4] / "shared" / "fixtures" / "label_
 )
 def test_recorded_payloads_of_every_shape_are_read(name):
     body = json.loads((FIXTURES / name).read_text())
-    found = (
-        [a for task in body for a in task["annotations"]]
-        if isinstance(body, list)
-        else body["body"]["annotation"]
-    )
+    found = [a for task in body for a in task["annotations"]] if isinstance(body, list) else body["body"]["annotation"]
     labels = [label(a) for a in (found if isinstance(found, list) else [found])]
     assert any(got.kind in ("agreed", "unknown") for got in labels)

@@ -88,6 +88,7 @@ def test_a_lease_whose_holder_died_on_this_host_is_taken_at_once(state):
         os._exit(0)
     os.waitpid(child, 0)
     import socket
+
     state._redis.set("askfirst:1:lease:refresh", f"{socket.gethostname()}|{child}|1.0|1", px=60_000)
     assert state.holder(1, "refresh") is None
     with state.lease(1, "refresh", 10) as held:

@@ -26,13 +26,16 @@ def test_one_new_label_starts_a_refit_by_default():
     assert decide_fit(READY, FitPolicy(), asked=False) == Fit()
 
 
-@pytest.mark.parametrize("change, policy, reason", [
-    ({"count": 0}, FitPolicy(), Reason.NO_LABELS),
-    ({"changed": 0}, FitPolicy(), Reason.NOTHING_NEW),
-    ({}, FitPolicy(each_n=0), Reason.PAUSED),
-    ({}, FitPolicy(min_annotations=6), Reason.TOO_FEW),
-    ({"changed": 9}, FitPolicy(each_n=10), Reason.TOO_FEW_NEW),
-])
+@pytest.mark.parametrize(
+    "change, policy, reason",
+    [
+        ({"count": 0}, FitPolicy(), Reason.NO_LABELS),
+        ({"changed": 0}, FitPolicy(), Reason.NOTHING_NEW),
+        ({}, FitPolicy(each_n=0), Reason.PAUSED),
+        ({}, FitPolicy(min_annotations=6), Reason.TOO_FEW),
+        ({"changed": 9}, FitPolicy(each_n=10), Reason.TOO_FEW_NEW),
+    ],
+)
 def test_each_reason_to_wait(change, policy, reason):
     assert decide_fit(replace(READY, **change), policy, asked=False) == Wait(reason)
 
@@ -79,8 +82,13 @@ def test_a_sprint_lasts_through_45_seconds_at_the_observed_pace():
     assert sprint_size(3, 6.0, 100) == 270
 
 
-SETTINGS = {"wanted_sampling": "Uncertainty sampling", "sampling": "Uncertainty sampling", "pushed": "askfirst a sprint-1",
-            "backend_titles": frozenset({"Ask First"}), "held": None}
+SETTINGS = {
+    "wanted_sampling": "Uncertainty sampling",
+    "sampling": "Uncertainty sampling",
+    "pushed": "askfirst a sprint-1",
+    "backend_titles": frozenset({"Ask First"}),
+    "held": None,
+}
 
 
 @pytest.mark.parametrize("broken", ["", None, "Ask First"])
@@ -100,4 +108,6 @@ def test_a_hold_ends_when_the_version_is_ours_again_or_broken():
 
 
 def test_a_changed_sampling_is_put_right():
-    assert judge_settings(**{**SETTINGS, "model_version": SETTINGS["pushed"], "sampling": "Sequential sampling"}).reassert_sampling
+    assert judge_settings(
+        **{**SETTINGS, "model_version": SETTINGS["pushed"], "sampling": "Sequential sampling"}
+    ).reassert_sampling

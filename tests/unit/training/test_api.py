@@ -255,6 +255,30 @@ def test_damaged_features_are_learnt_again(home):
     assert (report.skipped, model.representation().id) == (POOL, before)  # the same pictures give the same features
 
 
+def test_a_backbone_with_weights_replaces_features_learnt_from_the_pool(model, home, tmp_path):
+    import torch
+
+    from training.torchvision_ops import torchvision
+
+    torch.manual_seed(0)
+    weights = tmp_path / "squeezenet.pth"
+    torch.save(torchvision.models.squeezenet1_1(num_classes=4).state_dict(), weights)
+    version = fit(model).id
+    spec = api.ModelSpec(
+        "squeezenet1_1", str(weights), mean=(0.5,) * 3, std=(0.5,) * 3, input_size=32, engines_dir=tmp_path / "engines"
+    )
+    better = api.ProjectModel(home, spec)
+    assert better.representation().kind == "pool"
+    report = better.embed(EXAMPLES, load)
+    representation = better.representation()
+    assert (report.embedded, representation.kind, representation.name) == (POOL, "backbone", "squeezenet1_1")
+    assert len(better.embedded_ids()) == POOL
+    assert better.predict(version, IDS).known.all()  # the old version keeps its features
+    assert fit(better, generation=2).representation == representation.id
+    # Without weights again, what was learnt before is taken up and nothing is embedded twice.
+    assert api.ProjectModel(home, api.ModelSpec()).embed(EXAMPLES, load).skipped == POOL
+
+
 # ---------------------------------------------------------------------- fitting
 def test_a_version_knows_its_labels_and_what_it_is_worth(model):
     info = fit(model)

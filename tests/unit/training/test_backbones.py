@@ -260,13 +260,9 @@ def test_an_address_that_does_not_answer_says_what_to_do(tmp_path, monkeypatch):
         resolve(spec("https://weights.example/small.pth"), tmp_path)
 
 
-def test_torchvision_imports_in_a_fresh_process_and_other_modules_need_not_import_torch():
+def test_reading_embeddings_and_naming_backbones_does_not_import_torch():
     code = (
-        "import sys, training.backbones, training.engine, training.embeddings;"
-        "assert 'torch' not in sys.modules;"
-        "from training.torchvision_ops import torchvision;"
-        "import training.torchvision_ops;"
-        "torchvision.models.get_model"
+        "import sys, training.backbones, training.engine, training.embeddings; "
+        "sys.exit(bool({'torch', 'torchvision', 'onnxruntime'} & sys.modules.keys()))"
     )
-    root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=100)
