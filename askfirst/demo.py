@@ -110,11 +110,11 @@ class Demo:
         self._servers()
         session = self._login()
         self.services.start_backend(self._environment())
-        project, link = self._project(session, data)
+        project, link, new = self._project(session, data)
         project_id = int(project["id"])
         self._backend()
         self._connect(project_id)
-        self._first_order(session, project_id)
+        self._first_order(session, project_id, from_images=new)
         self.progress.seconds["ready"] = round(time.monotonic() - begun, 3)
         outcome = Outcome(self.services.url, self.services.backend_url, project_id, self.memory.username,
                           self.memory.password, self.memory.api_key, self.progress.seconds)
@@ -170,8 +170,8 @@ class Demo:
             phase.done(self.memory.username)
         return session
 
-    def _project(self, session: ls.BrowserSession, data: Dataset) -> tuple[dict[str, Any], str]:
-        """(Label Studio's project, name of the folder of images in its addresses)."""
+    def _project(self, session: ls.BrowserSession, data: Dataset) -> tuple[dict[str, Any], str, bool]:
+        """(Label Studio's project, name of the folder of images in its addresses, whether it was made just now)."""
         with self.progress.phase("import", "Project") as phase:
             link = self.home.link(data.folder)
             key = f"{data.folder.resolve()}#{data.control}"
@@ -190,7 +190,7 @@ class Demo:
                       f"number {project_id} of an earlier start: {_labelled(found):,} labelled, {made:,} new images")
         if not data.classes:
             self.progress.note("  Nobody told the classes: write yours into Settings > Labeling Interface.")
-        return project, link
+        return project, link, found is None
 
     def _title(self, data: Dataset) -> str:
         return "Handwritten digits" if self.options.images is None else data.folder.name or "Images"
@@ -209,10 +209,12 @@ class Demo:
             connect_project(workshop, dispatcher, project_id, say=phase.say)
             phase.done("Label Studio and the backend know each other")
 
-    def _first_order(self, session: ls.BrowserSession, project_id: int) -> None:
-        """Wait until Label Studio serves an order of ours that was made from the images.
+    def _first_order(self, session: ls.BrowserSession, project_id: int, *, from_images: bool) -> None:
+        """Wait until Label Studio serves an order of ours.
 
-        Until images are embedded the order is by number; a large pool goes on being embedded in the background.
+        Args:
+            from_images: wait for one that was made from the images. Until they are embedded the order of a new
+                project is by number; a large pool goes on being embedded in the background.
         """
         from backend.queue_push import SAMPLING, is_ours
 
@@ -225,8 +227,9 @@ class Demo:
                 waited, total = time.monotonic() - begun, int(project.get("task_number") or 0)
                 at_work = self._at_work(project_id)
                 if is_ours(project.get("model_version")) and project.get("sampling") == SAMPLING and (
-                        not at_work or waited > POOL_WITHIN_S):
-                    phase.done(project["model_version"] + (f"; still at work: {at_work}" if at_work else ""))
+                        not at_work or not from_images or waited > POOL_WITHIN_S):
+                    later = f"; still at work: {at_work}" if at_work and from_images else ""
+                    phase.done(project["model_version"] + later)
                     return
                 if total and _labelled(project) >= total:
                     phase.done("nothing to order: every task is labelled")

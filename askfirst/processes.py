@@ -245,6 +245,8 @@ class Supervisor:
         status = child.process.poll()
         if status is None:
             return
+        # What it left behind may still hold its port: gunicorn's workers live a second longer than their master.
+        _signal_group(child.process, signal.SIGKILL)
         child.process = None
         if not child.ready:
             child.died_early = status

@@ -172,6 +172,18 @@ def test_grandchildren_that_left_the_session_end_with_the_run(tmp_path):
     assert gone(pid)
 
 
+def test_what_a_killed_child_leaves_behind_is_gone_before_it_is_started_again(tmp_path):
+    code = ("import os, time\n"
+            "if os.fork() == 0:\n    print('orphan', os.getpid(), flush=True)\n"
+            "time.sleep(60)")
+    with Supervisor(backoff=Backoff(first_s=60.0)) as supervisor:
+        supervisor.spawn(python("parent", code, tmp_path))
+        supervisor.wait_ready("parent", lambda: "orphan" in tail(tmp_path / "parent.log"), LIMIT_S)
+        orphan = int(tail(tmp_path / "parent.log").split()[1])
+        os.kill(supervisor.pid("parent"), signal.SIGKILL)
+        wait_for(lambda: gone(orphan), "the end of the orphan")
+
+
 def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path):
     code = f"""
 import os, sys, time

@@ -412,6 +412,17 @@ def test_the_order_holds_pending_first_then_all_others_then_the_last_ones(model)
     assert (ranking.confidence <= ranking.confidence[-1]).all()
 
 
+def test_the_order_takes_in_what_was_embedded_since_it_was_last_asked_for(model):
+    version, new = fit(model).id, FIRST + POOL
+    left = [*IDS[50:], new]
+    assert rank(model, version, left, IDS[:50])[POOL - 50].reason == "unread"
+    model.embed([*EXAMPLES, api.Example(new, "new")], load)
+    ranking = rank(model, version, left, IDS[:50])
+    assert "unread" not in {ranking[i].reason for i in range(len(ranking))}
+    probabilities = model.predict(version, ranking.example_ids).probabilities
+    np.testing.assert_allclose(ranking.confidence, probabilities.max(1), atol=2e-3)
+
+
 def test_the_audit_stream_may_be_a_function_or_an_object(model):
     stream = api.AuditStream(0.3)
     version = fit(model).id

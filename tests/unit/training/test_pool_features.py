@@ -77,6 +77,13 @@ def test_rows_have_unit_length_and_the_announced_width(learnt: PoolFeatures) -> 
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
+def test_the_two_parts_of_a_row_weigh_as_the_trust_in_the_graph_says(learnt: PoolFeatures) -> None:
+    rows = learnt.embed(blobs(7, seed=3))
+    near, far = np.split(rows, [learnt.projection.shape[1]], axis=1)
+    assert 0 < learnt.trust <= 1
+    np.testing.assert_allclose(np.linalg.norm(far, axis=1) / np.linalg.norm(near, axis=1), learnt.trust, rtol=1e-4)
+
+
 def test_no_images_give_no_rows(learnt: PoolFeatures) -> None:
     assert learnt.embed(blobs(0)).shape == (0, learnt.width)
 
