@@ -24,8 +24,9 @@ RETRY_S = 1.0
 class Browser(Protocol):
     """What a bot needs of a browser; label_studio.BrowserSession in earnest."""
 
-    def call(self, what: str, method: str, path: str, json: Any = None, *,
-             params: dict[str, Any] | None = None) -> Any: ...
+    def call(
+        self, what: str, method: str, path: str, json: Any = None, *, params: dict[str, Any] | None = None
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,45 @@ def current_prediction(task: Mapping[str, Any]) -> tuple[float | None, str | Non
 
 def answer(job: Job, label: str | None, seconds: float, started: float) -> dict[str, Any]:
     """Body of the browser's submit (or skip, when the label is None)."""
-    result = [] if label is None else [{
-        "id": "askfirstbot", "from_name": job.control, "to_name": job.image_control, "type": "choices",
-        "origin": "manual", "value": {"choices": [label]}}]
-    body = {"lead_time": round(seconds, 3), "result": result, "draft_id": 0, "parent_prediction": None,
-            "parent_annotation": None, "project": job.project_id,
-            "started_at": datetime.fromtimestamp(started, UTC).isoformat()}
+    result = (
+        []
+        if label is None
+        else [
+            {
+                "id": "askfirstbot",
+                "from_name": job.control,
+                "to_name": job.image_control,
+                "type": "choices",
+                "origin": "manual",
+                "value": {"choices": [label]},
+            }
+        ]
+    )
+    body = {
+        "lead_time": round(seconds, 3),
+        "result": result,
+        "draft_id": 0,
+        "parent_prediction": None,
+        "parent_annotation": None,
+        "project": job.project_id,
+        "started_at": datetime.fromtimestamp(started, UTC).isoformat(),
+    }
     return body | ({"was_cancelled": True} if label is None else {})
 
 
 class Bot:
     """One annotator at work."""
 
-    def __init__(self, name: str, browser: Browser, job: Job, record: Record, *,
-                 stop: threading.Event, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        name: str,
+        browser: Browser,
+        job: Job,
+        record: Record,
+        *,
+        stop: threading.Event,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.name = name
         self._browser = browser
         self._job = job
@@ -150,8 +176,13 @@ class Bot:
                 return None
             begun = time.monotonic()
             try:
-                task = self._browser.call("serve the next task", "POST", "/api/dm/actions", {},
-                                          params={"id": "next_task", "project": self._job.project_id})
+                task = self._browser.call(
+                    "serve the next task",
+                    "POST",
+                    "/api/dm/actions",
+                    {},
+                    params={"id": "next_task", "project": self._job.project_id},
+                )
             except LabelStudioProblem as problem:
                 if problem.status == 404 and self._nothing_left():
                     return None
@@ -185,8 +216,13 @@ class Bot:
                 return False
             begun = time.monotonic()
             try:
-                self._browser.call("take an annotation", "POST", f"/api/tasks/{task['id']}/annotations/", body,
-                                   params={"project": self._job.project_id})
+                self._browser.call(
+                    "take an annotation",
+                    "POST",
+                    f"/api/tasks/{task['id']}/annotations/",
+                    body,
+                    params={"project": self._job.project_id},
+                )
             except LabelStudioProblem as problem:
                 self._fail(f"submit task {task['id']}", problem)
                 continue
@@ -215,8 +251,15 @@ def email_of(number: int) -> str:
     return f"bot-{number}@example.com"
 
 
-def run_bots(browsers: Mapping[str, Browser], job: Job, record: Record, *, stop: threading.Event,
-             tick: Callable[[], None] = lambda: None, every_s: float = 0.2) -> None:
+def run_bots(
+    browsers: Mapping[str, Browser],
+    job: Job,
+    record: Record,
+    *,
+    stop: threading.Event,
+    tick: Callable[[], None] = lambda: None,
+    every_s: float = 0.2,
+) -> None:
     """Let all bots work at once; returns when the last one is done. `tick` is called meanwhile.
 
     An exception in `tick` (Ctrl-C among them) stops the bots and goes on up.

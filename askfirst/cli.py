@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from backend.settings import Settings
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="The images your model is least sure about, first: active learning for Label Studio.")
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The images your model is least sure about, first: active learning for Label Studio.",
+)
 
 ProjectOption = Annotated[int, typer.Option("--project", "-p", min=1, help="number of the project in Label Studio")]
 GUNICORN_CONFIG = Path("backend") / "gunicorn_conf.py"
@@ -52,10 +55,13 @@ def fail(message: str) -> typer.Exit:
 # ---------------------------------------------------------------------- the demo
 @app.command()
 def demo(
-    images: Annotated[Path | None, typer.Option(
-        help="folder of images, or of one folder per class; without it: 1,797 handwritten digits")] = None,
-    labels: Annotated[Path | None, typer.Option(
-        help="CSV with the header image,<control>: the truth that bots answer with")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="folder of images, or of one folder per class; without it: 1,797 handwritten digits"),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with the header image,<control>: the truth that bots answer with")
+    ] = None,
     bots: Annotated[int, typer.Option(min=0, max=64, help="simulated annotators")] = 0,
     labels_per_bot: Annotated[int, typer.Option(min=1, help="labels that each of them gives")] = 20,
     think_time: Annotated[float, typer.Option(min=0.0, help="seconds that a bot looks at an image")] = 0.0,
@@ -73,9 +79,20 @@ def demo(
     if strategy is not None:
         _known_strategy(strategy)
     _settings()  # a variable of the environment that cannot be used is told now, not by a child that dies
-    options = Options(images=images, labels=labels, bots=bots, labels_per_bot=labels_per_bot, think_s=think_time,
-                      port=port, backend_port=backend_port, data_dir=data_dir, json=json, exit=exit, seed=seed,
-                      strategy=strategy)
+    options = Options(
+        images=images,
+        labels=labels,
+        bots=bots,
+        labels_per_bot=labels_per_bot,
+        think_s=think_time,
+        port=port,
+        backend_port=backend_port,
+        data_dir=data_dir,
+        json=json,
+        exit=exit,
+        seed=seed,
+        strategy=strategy,
+    )
     raise typer.Exit(run(options))
 
 
@@ -110,8 +127,9 @@ def worker(
 @app.command()
 def connect(
     project: ProjectOption,
-    public_url: Annotated[str | None, typer.Option(
-        help="this backend as Label Studio reaches it, if not as ASKFIRST_PUBLIC_URL says")] = None,
+    public_url: Annotated[
+        str | None, typer.Option(help="this backend as Label Studio reaches it, if not as ASKFIRST_PUBLIC_URL says")
+    ] = None,
 ) -> None:
     """Connect a project: backend entry, webhook with a secret, sampling, first order. Safe to repeat."""
     from backend.connect import connect_project
@@ -122,8 +140,9 @@ def connect(
 
 
 @app.command()
-def doctor(project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="check this project too")] = None,
-           ) -> None:
+def doctor(
+    project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="check this project too")] = None,
+) -> None:
     """Check everything this backend depends on; each line is ok or says what to do. Status 1 when one is not."""
     from backend import doctor as backend_doctor
 
@@ -136,8 +155,9 @@ def doctor(project: Annotated[int | None, typer.Option("--project", "-p", min=1,
 
 
 @app.command()
-def status(project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="this project only")] = None,
-           ) -> None:
+def status(
+    project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="this project only")] = None,
+) -> None:
     """What the backend does for each project, as its status page shows it."""
     from backend.service import BackendService
 
@@ -149,9 +169,14 @@ def status(project: Annotated[int | None, typer.Option("--project", "-p", min=1,
     typer.echo(f"Label Studio {overview.label_studio_url}, workers: {', '.join(overview.workers) or 'none'}")
     for p in shown:
         typer.echo(f"\nproject {p.project_id} {p.title!r}: {p.state}")
-        for name, value in (("model", p.version or "none yet"), ("served", p.pushed or "nothing yet"),
-                            ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
-                            ("accuracy", p.accuracy), ("images", p.representation), ("strategy", p.strategy)):
+        for name, value in (
+            ("model", p.version or "none yet"),
+            ("served", p.pushed or "nothing yet"),
+            ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
+            ("accuracy", p.accuracy),
+            ("images", p.representation),
+            ("strategy", p.strategy),
+        ):
             typer.echo(f"  {name:<9} {value}")
         for warning in p.warnings:
             typer.secho(f"  ! {warning}", fg=typer.colors.YELLOW)
@@ -179,8 +204,9 @@ def versions(project: ProjectOption) -> None:
 
 
 @app.command()
-def promote(version: Annotated[str, typer.Argument(help="as `askfirst versions` shows it")],
-            project: ProjectOption) -> None:
+def promote(
+    version: Annotated[str, typer.Argument(help="as `askfirst versions` shows it")], project: ProjectOption
+) -> None:
     """Let a model version make the order, and keep it until `askfirst connect` lifts the choice."""
     _choose(project, lambda model: _promoted(model, version))
 

@@ -116,8 +116,15 @@ class Demo:
         self._connect(project_id)
         self._first_order(session, project_id, from_images=new)
         self.progress.seconds["ready"] = round(time.monotonic() - begun, 3)
-        outcome = Outcome(self.services.url, self.services.backend_url, project_id, self.memory.username,
-                          self.memory.password, self.memory.api_key, self.progress.seconds)
+        outcome = Outcome(
+            self.services.url,
+            self.services.backend_url,
+            project_id,
+            self.memory.username,
+            self.memory.password,
+            self.memory.api_key,
+            self.progress.seconds,
+        )
         self.progress.note(announcement(outcome, len(data.files)))
         self._write(outcome)
         if self.options.bots:
@@ -161,8 +168,11 @@ class Demo:
                 if error.status != 200:
                     raise
                 raise LabelStudioProblem(
-                    f"log in {self.memory.username}", 200, "the password in demo.json is not right any more. Put the "
-                    "present one there, or start with another --data-dir DIR.") from None
+                    f"log in {self.memory.username}",
+                    200,
+                    "the password in demo.json is not right any more. Put the "
+                    "present one there, or start with another --data-dir DIR.",
+                ) from None
             # A token that somebody revoked is replaced.
             if not self.memory.api_key or not ls.token_works(self.services.url, self.memory.api_key):
                 self.memory = replace(self.memory, api_key=ls.make_token(session))
@@ -184,10 +194,19 @@ class Demo:
             ls.choices_of(project, data)  # a contradiction is told before anything is imported
             ls.allow_folder(session, project_id, self.home.files / link)
             known = [] if found is None else [file for file in self._files(project_id, link).values() if file]
-            made = ls.import_tasks(session, project_id, link, data.files, known,
-                                   lambda done, total: phase.say(f"importing {done:,} of {total:,} images"))
-            phase.done(f"number {project_id}, {made:,} images" if found is None else
-                      f"number {project_id} of an earlier start: {_labelled(found):,} labelled, {made:,} new images")
+            made = ls.import_tasks(
+                session,
+                project_id,
+                link,
+                data.files,
+                known,
+                lambda done, total: phase.say(f"importing {done:,} of {total:,} images"),
+            )
+            phase.done(
+                f"number {project_id}, {made:,} images"
+                if found is None
+                else f"number {project_id} of an earlier start: {_labelled(found):,} labelled, {made:,} new images"
+            )
         if not data.classes:
             self.progress.note("  Nobody told the classes: write yours into Settings > Labeling Interface.")
         return project, link, found is None
@@ -226,8 +245,11 @@ class Demo:
                     raise OrderMissing(f"Project {project_id} was deleted in Label Studio. Start again.")
                 waited, total = time.monotonic() - begun, int(project.get("task_number") or 0)
                 at_work = self._at_work(project_id)
-                if is_ours(project.get("model_version")) and project.get("sampling") == SAMPLING and (
-                        not at_work or not from_images or waited > POOL_WITHIN_S):
+                if (
+                    is_ours(project.get("model_version"))
+                    and project.get("sampling") == SAMPLING
+                    and (not at_work or not from_images or waited > POOL_WITHIN_S)
+                ):
                     later = f"; still at work: {at_work}" if at_work and from_images else ""
                     phase.done(project["model_version"] + later)
                     return
@@ -244,16 +266,21 @@ class Demo:
                 what = f"died {count} times before the first order came"
                 raise ProcessFailed(name, what, *self.services.log_of(name))
         if waited_s > ORDER_WITHIN_S:
-            raise OrderMissing(f"No order after {waited_s:.0f} s. Look into {self.home.root / 'logs'}, and at "
-                               f"{self.services.backend_url}/status for what is wrong.")
+            raise OrderMissing(
+                f"No order after {waited_s:.0f} s. Look into {self.home.root / 'logs'}, and at "
+                f"{self.services.backend_url}/status for what is wrong."
+            )
 
     def _at_work(self, project_id: int) -> str:
         """What workers do, or will do at once, towards the order of the project; empty when they are idle."""
         from backend.errors import StoreUnavailable
 
         try:
-            jobs = [job for job in self._tools[1].jobs(project_id)
-                    if job.state in ("started", "queued") and job.id.startswith(("pool-", "refresh-"))]
+            jobs = [
+                job
+                for job in self._tools[1].jobs(project_id)
+                if job.state in ("started", "queued") and job.id.startswith(("pool-", "refresh-"))
+            ]
         except StoreUnavailable:
             return "Redis is away"  # it is started again in a moment
         return f"{jobs[0].what} {jobs[0].progress}".strip() if jobs else ""
@@ -267,31 +294,48 @@ class Demo:
         return ""
 
     # ------------------------------------------------------------------ bots
-    def _bots(self, session: ls.BrowserSession, project: Mapping[str, Any], data: Dataset, link: str,
-              outcome: Outcome) -> None:
+    def _bots(
+        self, session: ls.BrowserSession, project: Mapping[str, Any], data: Dataset, link: str, outcome: Outcome
+    ) -> None:
         options = self.options
         control, image_control, _ = ls.choices_of(project, data)
-        job = Job(outcome.project_id, control, image_control, link, data.truth, options.labels_per_bot,
-                  options.think_s, options.bots)
+        job = Job(
+            outcome.project_id,
+            control,
+            image_control,
+            link,
+            data.truth,
+            options.labels_per_bot,
+            options.think_s,
+            options.bots,
+        )
         record = outcome.record = Record()
         with self.progress.phase("bots", "Bots") as phase:
             phase.say(f"{options.bots} sign up")
             invite = ls.invite_path(session)
-            browsers = {f"bot-{i}": enter(self.services.url, invite, email_of(i), self.memory.bot_password)
-                        for i in range(1, options.bots + 1)}
+            browsers = {
+                f"bot-{i}": enter(self.services.url, invite, email_of(i), self.memory.bot_password)
+                for i in range(1, options.bots + 1)
+            }
             goal = options.bots * options.labels_per_bot
 
             def tick() -> None:
                 errors = len(record.errors)
-                phase.say(f"{record.labels():,} of {goal:,} labels by {options.bots} bots" +
-                          (f", {errors} errors" if errors else ""))
+                phase.say(
+                    f"{record.labels():,} of {goal:,} labels by {options.bots} bots"
+                    + (f", {errors} errors" if errors else "")
+                )
 
             run_bots(browsers, job, record, stop=threading.Event(), tick=tick)
         with self.progress.phase("curve", "Curve") as phase:
             phase.say("waiting for the model that knows the last label")
             outcome.curve = tuple(self._curve(outcome.project_id, data, link, record))
-            phase.done(f"{outcome.curve[-1].accuracy:.1%} right on what is not labelled, after "
-                      f"{outcome.curve[-1].labels:,} labels" if outcome.curve else "there is no model version yet")
+            phase.done(
+                f"{outcome.curve[-1].accuracy:.1%} right on what is not labelled, after "
+                f"{outcome.curve[-1].labels:,} labels"
+                if outcome.curve
+                else "there is no model version yet"
+            )
 
     def _curve(self, project_id: int, data: Dataset, link: str, record: Record) -> list[CurvePoint]:
         workshop, _ = self._tools
@@ -305,15 +349,19 @@ class Demo:
                 break
             time.sleep(LOOK_EVERY_S)
         model.refresh_pool()
-        truth = {task: data.truth[file] for task, file in self._files(project_id, link).items()
-                 if file is not None and file in data.truth}
+        truth = {
+            task: data.truth[file]
+            for task, file in self._files(project_id, link).items()
+            if file is not None and file in data.truth
+        }
         return learning_curve(model, truth, first_label_times(workshop.ls.annotated_tasks(project_id)))
 
     # ------------------------------------------------------------------ the end
     def _conclude(self, outcome: Outcome) -> int:
         """Tell and write what happened; the status is 0 only when nothing went wrong."""
-        outcome.troubles = tuple(BotError(d.at, "-", f"run {d.name}", None, str(d))
-                                 for d in unexplained(self.supervisor.deaths))
+        outcome.troubles = tuple(
+            BotError(d.at, "-", f"run {d.name}", None, str(d)) for d in unexplained(self.supervisor.deaths)
+        )
         outcome.restarts = self.supervisor.restarts()
         self._write(outcome)
         for name, count in outcome.restarts.items():
@@ -332,8 +380,9 @@ class Demo:
 
     # ------------------------------------------------------------------ the backend's own tools
     def _environment(self) -> dict[str, str]:
-        return self.services.backend_environment(os.environ, api_key=self.memory.api_key, seed=self.options.seed,
-                                                 strategy=self.options.strategy)
+        return self.services.backend_environment(
+            os.environ, api_key=self.memory.api_key, seed=self.options.seed, strategy=self.options.strategy
+        )
 
     @cached_property
     def _tools(self) -> tuple[Workshop, Dispatcher]:
@@ -345,8 +394,10 @@ class Demo:
 
     def _files(self, project_id: int, link: str) -> dict[int, str | None]:
         """Task -> its file in the folder of images; None for tasks about something else."""
-        return {int(task["id"]): ls.file_of(task["data"].get(ls.IMAGE_KEY), link)
-                for task in self._tools[0].ls.tasks(project_id)}
+        return {
+            int(task["id"]): ls.file_of(task["data"].get(ls.IMAGE_KEY), link)
+            for task in self._tools[0].ls.tasks(project_id)
+        }
 
 
 def _labelled(project: Mapping[str, Any]) -> int:
@@ -361,8 +412,11 @@ def first_label_times(tasks: list[dict[str, Any]]) -> dict[int, float]:
     """Task -> unix seconds of its first annotation that is not a skip, from Label Studio's export."""
     first: dict[int, float] = {}
     for task in tasks:
-        times = [datetime.fromisoformat(a["created_at"].replace("Z", "+00:00")).timestamp()
-                 for a in task.get("annotations", ()) if not a.get("was_cancelled")]
+        times = [
+            datetime.fromisoformat(a["created_at"].replace("Z", "+00:00")).timestamp()
+            for a in task.get("annotations", ())
+            if not a.get("was_cancelled")
+        ]
         if times:
             first[int(task["id"])] = min(times)
     return first

@@ -40,8 +40,9 @@ def render(ink: np.ndarray, side: int = SIDE) -> Image.Image:
 
 # A pen leaves little grey: steepen the edges of the enlarged stroke, but leave the shades that tell digits apart.
 _STEEPEN = [round(255 * min(1.0, max(0.0, (level / 255 - 0.28) / 0.68))) for level in range(256)]
-_PALETTE = [round(paper + (ink - paper) * level / 255) for level in range(256)
-            for paper, ink in zip(PAPER, INK, strict=True)]
+_PALETTE = [
+    round(paper + (ink - paper) * level / 255) for level in range(256) for paper, ink in zip(PAPER, INK, strict=True)
+]
 
 
 def make_digits(folder: Path) -> Path:

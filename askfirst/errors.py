@@ -1,13 +1,13 @@
 """What can stop the demo, as one tree. Every message says what was wanted, what came, and what to do.
 
-    AskFirstError
-    ├── PortTaken             .port
-    ├── DataProblem           images or CSV that cannot be used
-    ├── EnvironmentMissing    Label Studio or Redis is not installed
-    ├── DataDirProblem        the demo's folder is in use, damaged, or its disk is full
-    ├── ProcessFailed         .name; a child ended before it was ready, or never became ready
-    ├── LabelStudioProblem    .status; Label Studio answered with something else than expected
-    └── OrderMissing          no first order came
+AskFirstError
+├── PortTaken             .port
+├── DataProblem           images or CSV that cannot be used
+├── EnvironmentMissing    Label Studio or Redis is not installed
+├── DataDirProblem        the demo's folder is in use, damaged, or its disk is full
+├── ProcessFailed         .name; a child ended before it was ready, or never became ready
+├── LabelStudioProblem    .status; Label Studio answered with something else than expected
+└── OrderMissing          no first order came
 """
 
 from __future__ import annotations

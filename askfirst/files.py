@@ -35,8 +35,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = Tru
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which "image 9" comes before "image 10"."""
-    return tuple((1, int(part), part) if part.isdigit() and part.isascii() else (0, 0, part)
-                 for part in re.split(r"([0-9]+)", text) if part)
+    return tuple(
+        (1, int(part), part) if part.isdigit() and part.isascii() else (0, 0, part)
+        for part in re.split(r"([0-9]+)", text)
+        if part
+    )
 
 
 def require_free_space(folder: Path, least_bytes: int = LEAST_FREE_BYTES) -> None:
@@ -45,7 +48,8 @@ def require_free_space(folder: Path, least_bytes: int = LEAST_FREE_BYTES) -> Non
     if free < least_bytes:
         raise DataDirProblem(
             f"The disk of {folder} has {free // 2**20} MiB left; the demo wants {least_bytes // 2**20} MiB. "
-            "Make room, or choose a folder on another disk with --data-dir DIR.")
+            "Make room, or choose a folder on another disk with --data-dir DIR."
+        )
 
 
 @contextlib.contextmanager
@@ -55,11 +59,15 @@ def explained_disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataDirProblem(f"The disk of {folder} is full ({error}). Make room and start again: nothing that "
-                                 "was labelled is lost. Or choose another disk with --data-dir DIR.") from error
+            raise DataDirProblem(
+                f"The disk of {folder} is full ({error}). Make room and start again: nothing that "
+                "was labelled is lost. Or choose another disk with --data-dir DIR."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DataDirProblem(f"{error.filename or folder} cannot be written ({error.strerror}). "
-                                 "Choose another folder with --data-dir DIR.") from error
+            raise DataDirProblem(
+                f"{error.filename or folder} cannot be written ({error.strerror}). "
+                "Choose another folder with --data-dir DIR."
+            ) from error
         raise
 
 
@@ -77,10 +85,9 @@ def only_user(folder: Path) -> Iterator[None]:
             holder = lock.read().strip()
             raise DataDirProblem(
                 f"Another demo{f' (process {holder})' if holder else ''} uses {folder}. "
-                "Stop it, or start this one with another --data-dir DIR.") from None
+                "Stop it, or start this one with another --data-dir DIR."
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-

@@ -93,10 +93,13 @@ class Home:
             if any(self.label_studio.glob("*.sqlite3")):
                 raise DataDirProblem(
                     f"{self._memory} is missing, and with it the password of the Label Studio in {self.root}. "
-                    "Put it back, or start with another --data-dir DIR; nothing here was changed.") from None
+                    "Put it back, or start with another --data-dir DIR; nothing here was changed."
+                ) from None
         except (ValueError, TypeError) as error:
-            raise DataDirProblem(f"{self._memory} is damaged ({error}). Put a good copy back, or start with another "
-                                 "--data-dir DIR; nothing here was changed.") from None
+            raise DataDirProblem(
+                f"{self._memory} is damaged ({error}). Put a good copy back, or start with another "
+                "--data-dir DIR; nothing here was changed."
+            ) from None
         memory = Memory.fresh()
         self.remember(memory)
         return memory

@@ -54,7 +54,8 @@ def find_executable(root: Path | None = None) -> Path:
         return Path(found)
     raise EnvironmentMissing(
         f"Label Studio is not installed: there is no {ours}. Run `make env` in {root}; it needs an environment of its "
-        "own, since its requirements contradict ours.")
+        "own, since its requirements contradict ours."
+    )
 
 
 def server_environment(home: Home, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -93,8 +94,17 @@ def prepare_database(home: Home, executable: Path) -> None:
 
 def server_command(home: Home, memory: Memory, port: int, executable: Path) -> Command:
     """Label Studio on 127.0.0.1:port. The user is made at the first start and left alone later."""
-    argv = [str(executable), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port),
-            "--username", memory.username]
+    argv = [
+        str(executable),
+        "start",
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--username",
+        memory.username,
+    ]
     # By environment, not by argument: arguments can be read by every user of the machine.
     env = {**server_environment(home, os.environ), "LABEL_STUDIO_PASSWORD": memory.password}
     return Command("label-studio", argv, env, home.label_studio, home.log("label-studio"))
@@ -106,8 +116,12 @@ def is_up(url: str, log: Path) -> bool:
     Raises: LabelStudioProblem when it took another port than the one it was told.
     """
     if "is in use." in tail(log, lines=400, limit_bytes=2**18):
-        raise LabelStudioProblem(f"listen at {url}", None, "the port was taken meanwhile, and Label Studio moved to "
-                                 "the next one. Start again, or choose another port with --port NUMBER.")
+        raise LabelStudioProblem(
+            f"listen at {url}",
+            None,
+            "the port was taken meanwhile, and Label Studio moved to "
+            "the next one. Start again, or choose another port with --port NUMBER.",
+        )
     try:
         return local_get(f"{url}/health").json() == {"status": "UP"}
     except (httpx.HTTPError, ValueError):
@@ -126,8 +140,13 @@ class BrowserSession:
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(120.0, connect=5.0), trust_env=False,
-                                  verify=not self.url.startswith("http://"), transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(120.0, connect=5.0),
+            trust_env=False,
+            verify=not self.url.startswith("http://"),
+            transport=transport,
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -177,16 +196,24 @@ def make_token(session: BrowserSession) -> str:
     except LabelStudioProblem as error:
         if error.status == 409:
             raise LabelStudioProblem(
-                "make a personal access token", 409, "there is one already, but demo.json does not hold it. Revoke it "
-                "in Label Studio (Account & Settings > Personal Access Token) and start again.") from None
+                "make a personal access token",
+                409,
+                "there is one already, but demo.json does not hold it. Revoke it "
+                "in Label Studio (Account & Settings > Personal Access Token) and start again.",
+            ) from None
         raise
 
 
 def token_works(url: str, token: str) -> bool:
     """Whether Label Studio exchanges this personal access token for an access token."""
     try:
-        answer = httpx.post(f"{url}/api/token/refresh/", json={"refresh": token}, timeout=30.0, trust_env=False,
-                            verify=not url.startswith("http://"))
+        answer = httpx.post(
+            f"{url}/api/token/refresh/",
+            json={"refresh": token},
+            timeout=30.0,
+            trust_env=False,
+            verify=not url.startswith("http://"),
+        )
     except httpx.HTTPError as error:
         raise LabelStudioProblem("check the personal access token", None, str(error)) from error
     return answer.status_code == 200
@@ -233,11 +260,18 @@ def find_project(session: BrowserSession, project_id: int | None) -> dict[str, A
 
 def create_project(session: BrowserSession, title: str, data: Dataset) -> dict[str, Any]:
     """A new project that asks for one of the classes of `data`."""
-    return dict(session.call("create a project", "POST", "/api/projects/", {
-        "title": title[:50],  # Label Studio's limit
-        "description": "Made by `askfirst demo`. Press Label All Tasks: what the model learns most from comes first.",
-        "label_config": label_config(data.control, data.classes or UNKNOWN_CLASSES),
-    }))
+    return dict(
+        session.call(
+            "create a project",
+            "POST",
+            "/api/projects/",
+            {
+                "title": title[:50],  # Label Studio's limit
+                "description": "Made by `askfirst demo`. Press Label All Tasks: what the model learns most from comes first.",
+                "label_config": label_config(data.control, data.classes or UNKNOWN_CLASSES),
+            },
+        )
+    )
 
 
 def choices_of(project: Mapping[str, Any], data: Dataset) -> tuple[str, str, tuple[str, ...]]:
@@ -247,13 +281,17 @@ def choices_of(project: Mapping[str, Any], data: Dataset) -> tuple[str, str, tup
     """
     controls = {name: c for name, c in (project.get("parsed_label_config") or {}).items() if c.get("type") == "Choices"}
     if not controls:
-        raise DataProblem(f"Project {project['id']} has no Choices in its labelling interface. Put them back in Label "
-                          "Studio (Settings > Labeling Interface), or start with another --data-dir DIR.")
+        raise DataProblem(
+            f"Project {project['id']} has no Choices in its labelling interface. Put them back in Label "
+            "Studio (Settings > Labeling Interface), or start with another --data-dir DIR."
+        )
     name = data.control if data.control in controls else next(iter(controls))
     if data.truth and name != data.control:
-        raise DataProblem(f"Project {project['id']} asks for {', '.join(controls)}, the truth is about "
-                          f"{data.control!r}. Rename the control in Label Studio (Settings > Labeling Interface) or "
-                          "the column of the CSV.")
+        raise DataProblem(
+            f"Project {project['id']} asks for {', '.join(controls)}, the truth is about "
+            f"{data.control!r}. Rename the control in Label Studio (Settings > Labeling Interface) or "
+            "the column of the CSV."
+        )
     labels = tuple(str(label) for label in controls[name].get("labels", ()))
     unknown = [c for c in data.classes if c not in labels]
     if unknown:
@@ -261,7 +299,8 @@ def choices_of(project: Mapping[str, Any], data: Dataset) -> tuple[str, str, tup
         raise DataProblem(
             f"{len(unknown)} labels of the truth are not choices of project {project['id']}: {', '.join(unknown[:3])}. "
             f"Add {lines} in Label Studio (Settings > Labeling Interface), correct the truth, or start with another "
-            "--data-dir DIR.")
+            "--data-dir DIR."
+        )
     return name, str((controls[name].get("to_name") or [IMAGE_CONTROL])[0]), labels
 
 
@@ -286,18 +325,28 @@ def allow_folder(session: BrowserSession, project_id: int, folder: Path) -> None
     """Let Label Studio serve the files of a folder under its document root to the people of this project."""
     storages = session.call("list storages", "GET", "/api/storages/localfiles", params={"project": project_id})
     if not any(storage["path"] == str(folder) for storage in storages):
-        session.call("allow the folder of images", "POST", "/api/storages/localfiles", {
-            "project": project_id, "title": "Images", "path": str(folder), "use_blob_urls": True})
+        session.call(
+            "allow the folder of images",
+            "POST",
+            "/api/storages/localfiles",
+            {"project": project_id, "title": "Images", "path": str(folder), "use_blob_urls": True},
+        )
 
 
-def import_tasks(session: BrowserSession, project_id: int, link: str, files: Sequence[str], known: Iterable[str],
-                 progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+def import_tasks(
+    session: BrowserSession,
+    project_id: int,
+    link: str,
+    files: Sequence[str],
+    known: Iterable[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
     """One task per file that has none yet; returns how many were made."""
     have = set(known)
     new = [file for file in files if file not in have]
     for start in range(0, len(new), IMPORT_CHUNK):
         progress(start, len(new))
-        chunk = [{"data": {IMAGE_KEY: image_url(link, file)}} for file in new[start:start + IMPORT_CHUNK]]
+        chunk = [{"data": {IMAGE_KEY: image_url(link, file)}} for file in new[start : start + IMPORT_CHUNK]]
         made = session.call("import tasks", "POST", f"/api/projects/{project_id}/import", chunk)["task_count"]
         if made != len(chunk):
             raise LabelStudioProblem("import tasks", 201, f"{made} of {len(chunk)} were made. Look at its log.")

@@ -50,8 +50,10 @@ class Outcome:
         if self.record is not None:
             served, _ = self.record.in_time_order()
             body |= {
-                "served": [{"bot": s.bot, "task": s.task, "score": s.score, "version": s.version, "label": s.label}
-                           for s in served],
+                "served": [
+                    {"bot": s.bot, "task": s.task, "score": s.score, "version": s.version, "label": s.label}
+                    for s in served
+                ],
                 "curve": [asdict(point) for point in self.curve],
                 "waits": {"next_task": self.record.next_task.summary(), "submit": self.record.submit.summary()},
             }
@@ -65,11 +67,13 @@ class Outcome:
 
 def announcement(outcome: Outcome, images: int) -> str:
     """The block that tells a person where to go and what to press."""
-    return "\n".join([
-        "",
-        f"  Open      {outcome.label_studio_url}/projects/{outcome.project_id}/data",
-        f"  Log in    {outcome.username}   password  {outcome.password}",
-        f"  Press     Label All Tasks: of {images:,} images, the one the model learns most from comes first",
-        f"  Watch     {outcome.backend_url}/status",
-        "",
-    ])
+    return "\n".join(
+        [
+            "",
+            f"  Open      {outcome.label_studio_url}/projects/{outcome.project_id}/data",
+            f"  Log in    {outcome.username}   password  {outcome.password}",
+            f"  Press     Label All Tasks: of {images:,} images, the one the model learns most from comes first",
+            f"  Watch     {outcome.backend_url}/status",
+            "",
+        ]
+    )

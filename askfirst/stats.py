@@ -28,8 +28,12 @@ class Waits:
         if not len(values):
             return {"count": 0, "median_s": None, "p95_s": None, "longest_s": None}
         median, p95 = np.percentile(values, [50, 95])
-        return {"count": len(values), "median_s": round(float(median), 3), "p95_s": round(float(p95), 3),
-                "longest_s": round(float(values.max()), 3)}
+        return {
+            "count": len(values),
+            "median_s": round(float(median), 3),
+            "p95_s": round(float(p95), 3),
+            "longest_s": round(float(values.max()), 3),
+        }
 
 
 class Version(Protocol):

@@ -137,7 +137,7 @@ class ImageFetcher:
         """The file below `root`; None if it is not there or a link leads outside (Label Studio decides)."""
         try:
             path = (root / relative).resolve(strict=True)
-            if not path.is_relative_to(root.resolve()) or not stat.S_ISREG(path.stat().st_mode):
+            if not self._is_inside(path, root, Path(relative)) or not stat.S_ISREG(path.stat().st_mode):
                 return None
             with path.open("rb") as file:
                 data = file.read(self._max_bytes + 1)
@@ -148,6 +148,17 @@ class ImageFetcher:
         if not data:
             raise ImageUnavailable(task_id, "the file is empty; replace it")
         return data
+
+    @staticmethod
+    def _is_inside(path: Path, root: Path, relative: Path) -> bool:
+        """Below the root, or below a folder that is linked directly into it: that link is the operator's own."""
+        if path.is_relative_to(root.resolve()):
+            return True
+        return (
+            ".." not in relative.parts
+            and len(relative.parts) > 1
+            and path.is_relative_to((root / relative.parts[0]).resolve())
+        )
 
     def _inline(self, uri: str, task_id: int | None) -> bytes:
         header, comma, body = uri.partition(",")

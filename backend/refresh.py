@@ -45,6 +45,7 @@ from .triggers import (
 
 log = structlog.get_logger(__name__)
 
+PRUNE_EVERY = 50  # refits; a day of labelling makes thousands of versions
 SERVED_FILE, FULL_FILE = "served.npz", "full.npz"
 
 
@@ -135,10 +136,13 @@ class Refresher:
         newest = desk.model.newest()
         known = {} if newest is None else desk.model.labels_of(newest.id)
         now = {t: config.classes[c] for t, c in (train | audit).items()}
+        in_use = desk.model.representation()
+        representation = in_use.id if in_use else None
         facts = LabelFacts(
             count=len(train),
             changed=sum(now.get(t) != known.get(t) for t in now.keys() | known.keys()),
-            classes_changed=newest is not None and newest.classes != config.classes,
+            outdated=newest is not None
+            and (newest.classes != config.classes or newest.representation != representation),
             fitted=newest is not None,
         )
         settings = desk.workshop.settings
@@ -163,6 +167,8 @@ class Refresher:
         )
         if (desk.files.pin() or {}).get("kind") != "model version":
             desk.model.promote(version.id)
+        if version.generation % PRUNE_EVERY == 0:
+            desk.model.prune(settings.keep_versions)
         return version.id, None
 
     # ------------------------------------------------------------------ settings that people may change

@@ -156,7 +156,7 @@ class BackendService:
                 project_overview(self._workshop, self._dispatcher, p) for p in self._workshop.state.projects()
             )
         except StoreUnavailable:
-            workers, projects = (), ()
+            workers, projects = [], ()
         return Overview(
             label_studio_url=settings.label_studio_url, workers=workers, warnings=warnings, projects=projects
         )

@@ -276,7 +276,7 @@ class Settings(BaseSettings):
         unknown = sorted(k for k in env if k.startswith(PREFIX) and k not in names)
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(unknown)}; `askfirst settings` lists the known ones")
-        values: dict[str, str] = {}
+        values: dict[str, Any] = {}
         for name in names:  # the first name of a field wins over its aliases
             if env.get(name):
                 values.setdefault(names[name], env[name])
@@ -299,7 +299,7 @@ def _explain(error: Any, cls: type[Settings]) -> str:
     field = str(error["loc"][0])
     info = cls.model_fields.get(field) or next((i for i in cls.model_fields.values() if field in _names(i)), None)
     name = _names(info)[0] if info else field
-    unit = info.json_schema_extra["unit"] if info else ""  # type: ignore[index,call-overload]
+    unit = info.json_schema_extra["unit"] if info else ""  # type: ignore[index]
     return f"{name}={error['input']!r} cannot be used ({unit}): {error['msg']}"
 
 
@@ -312,7 +312,7 @@ def settings_table() -> list[dict[str, str]]:
             {
                 "names": ", ".join(_names(info)),
                 "default": "" if default is None else str(default),
-                "unit": str(info.json_schema_extra["unit"]),  # type: ignore[index,call-overload]
+                "unit": str(info.json_schema_extra["unit"]),  # type: ignore[index]
                 "help": info.description or "",
             }
         )

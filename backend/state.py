@@ -43,7 +43,7 @@ class State:
     """Shared state of all projects. Thread-safe."""
 
     def __init__(self, connection: redis.Redis, *, now: Callable[[], float] = time.time) -> None:
-        self._redis = connection
+        self._redis: Any = connection  # redis-py types every answer as bytes, text or a coroutine
         self._now = now
         self._forget_dirty = connection.register_script(_FORGET_DIRTY)
         self._release = connection.register_script(_RELEASE)

@@ -22,7 +22,7 @@ class LabelFacts:
 
     count: int  # labels that may be trained on
     changed: int  # tasks whose label differs from the one the newest version was fitted on
-    classes_changed: bool  # the labelling config lists other classes than the newest version
+    outdated: bool  # the newest version knows other classes, or stands on another representation
     fitted: bool  # there is a fitted version
 
 
@@ -48,11 +48,11 @@ def decide_fit(facts: LabelFacts, policy: FitPolicy, *, asked: bool) -> Fit | Wa
     """Refit or wait. `asked`: somebody pressed Start Training, which overrides thresholds but not common sense."""
     if facts.count == 0:
         return Wait(Reason.NO_LABELS)
-    if facts.fitted and facts.changed == 0 and not facts.classes_changed:
+    if facts.fitted and facts.changed == 0 and not facts.outdated:
         return Wait(Reason.NOTHING_NEW)
     if asked:
         return Fit()
-    if facts.fitted and facts.classes_changed:
+    if facts.fitted and facts.outdated:
         return Fit()
     if policy.each_n == 0:
         return Wait(Reason.PAUSED)

@@ -350,7 +350,7 @@ class ProjectModel:
 
     def newest(self) -> VersionInfo | None:
         """The version fitted last, live or not."""
-        return next(iter(self._versions.all()), None)
+        return next(self._versions.newest_first(), None)
 
     def labels_of(self, version: str) -> dict[int, str]:
         """Every label a version knew, trained on or measured with: example id -> class name."""
@@ -402,7 +402,7 @@ class ProjectModel:
 
     def _start(self, representation: str, classes: tuple[str, ...]) -> StoredVersion | None:
         """The newest version that the next fit can start from."""
-        for info in self._versions.all():
+        for info in self._versions.newest_first():
             if info.representation == representation and info.classes == classes:
                 return self._load(info.id)
         return None

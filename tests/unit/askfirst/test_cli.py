@@ -14,8 +14,19 @@ from typer.testing import CliRunner
 from askfirst import cli, demo
 from askfirst.errors import DataProblem
 
-COMMANDS = ("demo", "serve", "worker", "connect", "doctor", "status", "versions", "promote", "rollback", "settings",
-            "strategies")
+COMMANDS = (
+    "demo",
+    "serve",
+    "worker",
+    "connect",
+    "doctor",
+    "status",
+    "versions",
+    "promote",
+    "rollback",
+    "settings",
+    "strategies",
+)
 run = CliRunner().invoke
 
 
@@ -35,14 +46,49 @@ def test_every_command_explains_itself(command):
 def test_the_options_of_the_demo_reach_it(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(demo, "run", lambda options: seen.append(options) or 0)
-    result = run(cli.app, [
-        "demo", "--images", str(tmp_path), "--labels", "t.csv", "--bots", "3", "--labels-per-bot", "7",
-        "--port", "1234", "--backend-port", "1235", "--data-dir", "d", "--json", "o.json", "--exit", "--seed", "5",
-        "--strategy", "margin"])
+    result = run(
+        cli.app,
+        [
+            "demo",
+            "--images",
+            str(tmp_path),
+            "--labels",
+            "t.csv",
+            "--bots",
+            "3",
+            "--labels-per-bot",
+            "7",
+            "--port",
+            "1234",
+            "--backend-port",
+            "1235",
+            "--data-dir",
+            "d",
+            "--json",
+            "o.json",
+            "--exit",
+            "--seed",
+            "5",
+            "--strategy",
+            "margin",
+        ],
+    )
     assert result.exit_code == 0, result.output
-    assert seen == [demo.Options(images=tmp_path, labels=Path("t.csv"), bots=3, labels_per_bot=7, port=1234,
-                                 backend_port=1235, data_dir=Path("d"), json=Path("o.json"), exit=True, seed=5,
-                                 strategy="margin")]
+    assert seen == [
+        demo.Options(
+            images=tmp_path,
+            labels=Path("t.csv"),
+            bots=3,
+            labels_per_bot=7,
+            port=1234,
+            backend_port=1235,
+            data_dir=Path("d"),
+            json=Path("o.json"),
+            exit=True,
+            seed=5,
+            strategy="margin",
+        )
+    ]
 
 
 def test_the_exit_status_of_the_demo_is_that_of_the_command(monkeypatch):
@@ -77,9 +123,22 @@ def test_errors_that_a_user_can_mend_are_a_message_not_a_traceback(monkeypatch):
 
 
 def test_a_missing_folder_ends_the_real_command_without_leaving_anything(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "askfirst", "demo", "--images", str(tmp_path / "no"), "--data-dir",
-                             str(tmp_path / "demo")], capture_output=True, text=True, check=False,
-                            cwd=Path(cli.__file__).parents[1])
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "askfirst",
+            "demo",
+            "--images",
+            str(tmp_path / "no"),
+            "--data-dir",
+            str(tmp_path / "demo"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(cli.__file__).parents[1],
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("askfirst: There is no folder")
     assert list(tmp_path.iterdir()) == []
@@ -154,8 +213,10 @@ def project(monkeypatch):
     log: list[object] = []
     desk = SimpleNamespace(model=FakeModel(), files=SimpleNamespace(write_pin=lambda pin: log.append(pin)))
     workshop = SimpleNamespace(
-        desk=lambda number: desk, ls=SimpleNamespace(close=lambda: None),
-        state=SimpleNamespace(record=lambda number, **what: 4))
+        desk=lambda number: desk,
+        ls=SimpleNamespace(close=lambda: None),
+        state=SimpleNamespace(record=lambda number, **what: 4),
+    )
     dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
     monkeypatch.setattr(worker_context, "build", lambda settings: (workshop, dispatcher))
     return SimpleNamespace(model=desk.model, log=log)

@@ -101,8 +101,15 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"),
-                                               (errno.EACCES, "cannot be written"), (errno.EROFS, "cannot be written")])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "is full"),
+        (errno.EDQUOT, "is full"),
+        (errno.EACCES, "cannot be written"),
+        (errno.EROFS, "cannot be written"),
+    ],
+)
 def test_disk_errors_say_what_to_do(tmp_path, number, words):
     with pytest.raises(DataDirProblem, match=f"{words}.*--data-dir"), explained_disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
@@ -120,9 +127,11 @@ def test_a_nearly_full_disk_is_told_before_the_start(tmp_path):
 
 
 def test_a_folder_has_one_user_at_a_time_and_tells_who(tmp_path):
-    code = (f"import sys; sys.path.insert(0, {package_path()!r})\n"
-            "from pathlib import Path\nfrom askfirst.files import only_user\n"
-            f"with only_user(Path({str(tmp_path)!r})):\n    print('held', flush=True); sys.stdin.read()")
+    code = (
+        f"import sys; sys.path.insert(0, {package_path()!r})\n"
+        "from pathlib import Path\nfrom askfirst.files import only_user\n"
+        f"with only_user(Path({str(tmp_path)!r})):\n    print('held', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"

@@ -57,15 +57,30 @@ def test_the_file_of_an_image_address_is_found_again(file):
     assert ls.file_of(f"http://localhost:8080{url}", "link-1") == file
 
 
-@pytest.mark.parametrize("url", [None, 3, "", "/data/upload/1/a.png", "/data/local-files/?d=other/a.png",
-                                 "/data/local-files/", "https://example.com/a.png"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        3,
+        "",
+        "/data/upload/1/a.png",
+        "/data/local-files/?d=other/a.png",
+        "/data/local-files/",
+        "https://example.com/a.png",
+    ],
+)
 def test_other_addresses_have_no_file(url):
     assert ls.file_of(url, "link") is None
 
 
 # ---------------------------------------------------------------------- the running project
-PROJECT = {"id": 4, "parsed_label_config": {
-    "kind": {"type": "Choices", "to_name": ["pic"], "labels": ["cat", "dog"]}, "text": {"type": "TextArea"}}}
+PROJECT = {
+    "id": 4,
+    "parsed_label_config": {
+        "kind": {"type": "Choices", "to_name": ["pic"], "labels": ["cat", "dog"]},
+        "text": {"type": "TextArea"},
+    },
+}
 
 
 def dataset(control: str = "kind", classes: tuple[str, ...] = ("cat",)) -> Dataset:
@@ -114,10 +129,13 @@ def session(server: Server) -> ls.BrowserSession:
 
 
 def test_login_sends_the_token_of_the_form_and_later_calls_carry_it():
-    server = Server({
-        ("GET", "/user/login/"): httpx.Response(200, headers={"set-cookie": "csrftoken=one; Path=/"}),
-        ("POST", "/user/login/"): httpx.Response(302, headers={"set-cookie": "csrftoken=two; Path=/"}),
-        ("POST", "/api/token/"): httpx.Response(201, json={"token": "secret"})})
+    server = Server(
+        {
+            ("GET", "/user/login/"): httpx.Response(200, headers={"set-cookie": "csrftoken=one; Path=/"}),
+            ("POST", "/user/login/"): httpx.Response(302, headers={"set-cookie": "csrftoken=two; Path=/"}),
+            ("POST", "/api/token/"): httpx.Response(201, json={"token": "secret"}),
+        }
+    )
     browser = session(server)
     browser.login("a@example.com", "pw")
     assert "csrfmiddlewaretoken=one" in server.requests[1].content.decode()
@@ -158,11 +176,23 @@ def test_a_project_that_was_deleted_is_none():
 
 def test_only_images_without_a_task_are_imported_and_in_chunks(monkeypatch):
     monkeypatch.setattr(ls, "IMPORT_CHUNK", 2)
-    server = Server({("POST", "/api/projects/3/import"): [
-        httpx.Response(201, json={"task_count": 2}), httpx.Response(201, json={"task_count": 1})]})
+    server = Server(
+        {
+            ("POST", "/api/projects/3/import"): [
+                httpx.Response(201, json={"task_count": 2}),
+                httpx.Response(201, json={"task_count": 1}),
+            ]
+        }
+    )
     seen = []
-    made = ls.import_tasks(session(server), 3, "l", ["a.png", "b.png", "c.png", "d.png"], ["b.png"],
-                           lambda done, total: seen.append((done, total)))
+    made = ls.import_tasks(
+        session(server),
+        3,
+        "l",
+        ["a.png", "b.png", "c.png", "d.png"],
+        ["b.png"],
+        lambda done, total: seen.append((done, total)),
+    )
     sent = [json.loads(r.content) for r in server.requests]
     assert [[ls.file_of(t["data"]["image"], "l") for t in chunk] for chunk in sent] == [["a.png", "c.png"], ["d.png"]]
     assert made == 3
@@ -176,10 +206,15 @@ def test_tasks_that_label_studio_dropped_are_noticed():
 
 
 def test_a_folder_is_allowed_once():
-    server = Server({
-        ("GET", "/api/storages/localfiles"): [httpx.Response(200, json=[]),
-                                              httpx.Response(200, json=[{"path": "/d/files/l"}])],
-        ("POST", "/api/storages/localfiles"): httpx.Response(201, json={"id": 1})})
+    server = Server(
+        {
+            ("GET", "/api/storages/localfiles"): [
+                httpx.Response(200, json=[]),
+                httpx.Response(200, json=[{"path": "/d/files/l"}]),
+            ],
+            ("POST", "/api/storages/localfiles"): httpx.Response(201, json={"id": 1}),
+        }
+    )
     browser = session(server)
     ls.allow_folder(browser, 3, Path("/d/files/l"))
     ls.allow_folder(browser, 3, Path("/d/files/l"))
@@ -189,8 +224,17 @@ def test_a_folder_is_allowed_once():
 
 # ---------------------------------------------------------------------- starting
 def test_label_studio_runs_under_settings_of_ours_alone(tmp_path):
-    inherited = {"PATH": "/bin", "LABEL_STUDIO_HOST": "http://else", "HOST": "x", "PORT": "1", "POSTGRE_NAME": "y",
-                 "DJANGO_DB": "default", "ASKFIRST_SEED": "3", "PYTHONPATH": "/ours", "LC_ALL": "C.UTF-8"}
+    inherited = {
+        "PATH": "/bin",
+        "LABEL_STUDIO_HOST": "http://else",
+        "HOST": "x",
+        "PORT": "1",
+        "POSTGRE_NAME": "y",
+        "DJANGO_DB": "default",
+        "ASKFIRST_SEED": "3",
+        "PYTHONPATH": "/ours",
+        "LC_ALL": "C.UTF-8",
+    }
     env = ls.server_environment(Home(tmp_path), inherited)
     assert {k for k in inherited if k in env} == {"PATH", "LC_ALL"}
     assert env["ML_BLOCK_LOCAL_IP"] == env["SSRF_PROTECTION_ENABLED"] == "false"

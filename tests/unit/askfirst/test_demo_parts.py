@@ -111,7 +111,8 @@ def test_each_version_is_measured_on_what_was_unlabelled_when_it_was_made():
     labelled_at = {1: 5.0, 3: 15.0, 7: 1.0}
     assert learning_curve(model, truth, labelled_at) == [
         CurvePoint(2, pytest.approx(1 / 3), "early"),  # of 2, 3, 4 only 2 is right; 1 and 7 were labelled
-        CurvePoint(3, pytest.approx(1 / 2), "late")]
+        CurvePoint(3, pytest.approx(1 / 2), "late"),
+    ]
 
 
 def test_tasks_the_model_never_saw_do_not_count_and_a_version_without_tasks_has_no_point():
@@ -125,8 +126,10 @@ def test_the_first_annotation_counts_and_skips_do_not():
     def annotation(second: int, cancelled: bool = False):
         return {"created_at": f"1970-01-01T00:00:{second:02}.000000Z", "was_cancelled": cancelled}
 
-    tasks = [{"id": 1, "annotations": [annotation(30), annotation(20), annotation(10, True)]},
-             {"id": 2, "annotations": [annotation(5, True)]}]
+    tasks = [
+        {"id": 1, "annotations": [annotation(30), annotation(20), annotation(10, True)]},
+        {"id": 2, "annotations": [annotation(5, True)]},
+    ]
     assert first_label_times(tasks) == {1: 20.0}
 
 
@@ -168,13 +171,25 @@ def test_a_long_phase_gives_signs_of_life_in_a_log_but_not_more_often_than_neede
         for n in range(4):
             phase.say(f"step {n}")
     assert [line.split()[:4] for line in out.getvalue().splitlines()] == [
-        ["…", "Long", "step", "2"], ["✓", "Long", "step", "3"]]
+        ["…", "Long", "step", "2"],
+        ["✓", "Long", "step", "3"],
+    ]
 
 
 # ---------------------------------------------------------------------- outcome
 def outcome(**changes) -> Outcome:
-    return Outcome(**{"label_studio_url": "http://127.0.0.1:1", "backend_url": "http://127.0.0.1:2", "project_id": 3,
-                      "username": "u", "password": "p", "api_key": "k", "phases": {"images": 1.0}, **changes})
+    return Outcome(
+        **{
+            "label_studio_url": "http://127.0.0.1:1",
+            "backend_url": "http://127.0.0.1:2",
+            "project_id": 3,
+            "username": "u",
+            "password": "p",
+            "api_key": "k",
+            "phases": {"images": 1.0},
+            **changes,
+        }
+    )
 
 
 def test_the_document_without_bots_has_addresses_credentials_and_times():
@@ -194,7 +209,8 @@ def test_the_document_with_bots_tells_what_was_served_in_time_order(tmp_path):
     body = json.loads(path.read_text())
     assert body["served"] == [
         {"bot": "bot-1", "task": 9, "score": None, "version": None, "label": None},
-        {"bot": "bot-2", "task": 8, "score": 0.2, "version": "v", "label": "b"}]
+        {"bot": "bot-2", "task": 8, "score": 0.2, "version": "v", "label": "b"},
+    ]
     assert body["curve"] == [{"labels": 2, "accuracy": 0.5, "version": "v"}]
     assert body["errors"][0]["status"] == 500
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -206,7 +222,14 @@ def test_processes_that_failed_are_errors_too():
 
 def test_the_announcement_says_where_how_and_what_to_press():
     text = announcement(outcome(), 1797)
-    for word in ("http://127.0.0.1:1/projects/3/data", "u", "p", "Label All Tasks", "1,797", "http://127.0.0.1:2/status"):
+    for word in (
+        "http://127.0.0.1:1/projects/3/data",
+        "u",
+        "p",
+        "Label All Tasks",
+        "1,797",
+        "http://127.0.0.1:2/status",
+    ):
         assert word in text
 
 
@@ -217,8 +240,14 @@ def services(tmp_path):
 
 
 def test_variables_of_the_user_reach_the_backend_except_addresses_and_folders(services, tmp_path):
-    inherited = {"ASKFIRST_SPRINT_MIN": "50", "START_TRAINING_EACH_N_UPDATES": "5", "ASKFIRST_SEED": "7",
-                 "MODEL_DIR": "/else", "LABEL_STUDIO_HOST": "http://else", "REDIS_URL": "redis://else"}
+    inherited = {
+        "ASKFIRST_SPRINT_MIN": "50",
+        "START_TRAINING_EACH_N_UPDATES": "5",
+        "ASKFIRST_SEED": "7",
+        "MODEL_DIR": "/else",
+        "LABEL_STUDIO_HOST": "http://else",
+        "REDIS_URL": "redis://else",
+    }
     env = services.backend_environment(inherited, api_key="key")
     assert env["ASKFIRST_SPRINT_MIN"] == "50"
     assert env["START_TRAINING_EACH_N_UPDATES"] == "5"
@@ -230,8 +259,9 @@ def test_variables_of_the_user_reach_the_backend_except_addresses_and_folders(se
 
 
 def test_options_of_the_command_win_over_variables(services):
-    env = services.backend_environment({"ASKFIRST_SEED": "7", "ASKFIRST_STRATEGY": "margin"}, api_key="key", seed=3,
-                                       strategy="random")
+    env = services.backend_environment(
+        {"ASKFIRST_SEED": "7", "ASKFIRST_STRATEGY": "margin"}, api_key="key", seed=3, strategy="random"
+    )
     assert (env["ASKFIRST_SEED"], env["ASKFIRST_STRATEGY"]) == ("3", "random")
 
 
@@ -247,8 +277,10 @@ def test_there_is_a_redis_server_that_can_be_run():
     assert os.access(redis_executable(), os.X_OK)
 
 
-@pytest.mark.parametrize(("fast", "slow", "expected"), [
-    (True, True, {"fast", "tick", "slow"}), (True, False, {"fast", "tick"}), (False, True, {"slow"})])
+@pytest.mark.parametrize(
+    ("fast", "slow", "expected"),
+    [(True, True, {"fast", "tick", "slow"}), (True, False, {"fast", "tick"}), (False, True, {"slow"})],
+)
 def test_the_clock_runs_with_the_fast_worker(fast, slow, expected):
     assert set(roles(fast=fast, slow=slow)) == expected
 

@@ -50,16 +50,19 @@ def test_images_beside_class_folders_make_it_a_flat_folder_and_say_so(tmp_path):
 
 def test_linked_folders_and_images_are_followed(tmp_path):
     real = touch(tmp_path / "real", "1.jpg")
-    (tmp_path / "given" ).mkdir()
+    (tmp_path / "given").mkdir()
     (tmp_path / "given" / "a").symlink_to(real)
     assert read_folder(tmp_path / "given").files == ("a/1.jpg",)
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda p: p / "nowhere", ["no folder", "--images"]),
-    (lambda p: touch(p, "a.png") / "a.png", ["is a file", "--images"]),
-    (lambda p: touch(p, "readme.txt"), ["no images", ".jpg"]),
-])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "nowhere", ["no folder", "--images"]),
+        (lambda p: touch(p, "a.png") / "a.png", ["is a file", "--images"]),
+        (lambda p: touch(p, "readme.txt"), ["no images", ".jpg"]),
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path, make, words):
     with pytest.raises(DataProblem) as caught:
         read_folder(make(tmp_path))
@@ -120,17 +123,20 @@ def test_a_csv_overrules_folder_names(tmp_path):
     assert changed.truth == {"x/1.png": "p", "y/2.png": "q"}
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("name,animal\na.png,dog\n", ["first line", "'name,animal'", "image,NAME"]),
-    ("image,animal,size\na.png,dog,big\n", ["first line", "One column"]),
-    ("", ["first line", "image,NAME"]),
-    ("image,animal\n", ["no label"]),
-    ("image,animal\na.png\n", ["line 2", "1 cells"]),
-    ("image,animal\na.png,dog,\n", ["line 2", "3 cells", "quotes"]),
-    ('image,animal\na.png,"dog\n', ["line 2", "not CSV"]),
-    ("image,animal\na.png,dog\nz.png,cat\ny.png,cat\n", ["2 of 3", "z.png", "y.png"]),
-    ("image,animal\na.png,dog\na,cat\n", ["line 3", "'cat'", "'dog'"]),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,animal\na.png,dog\n", ["first line", "'name,animal'", "image,NAME"]),
+        ("image,animal,size\na.png,dog,big\n", ["first line", "One column"]),
+        ("", ["first line", "image,NAME"]),
+        ("image,animal\n", ["no label"]),
+        ("image,animal\na.png\n", ["line 2", "1 cells"]),
+        ("image,animal\na.png,dog,\n", ["line 2", "3 cells", "quotes"]),
+        ('image,animal\na.png,"dog\n', ["line 2", "not CSV"]),
+        ("image,animal\na.png,dog\nz.png,cat\ny.png,cat\n", ["2 of 3", "z.png", "y.png"]),
+        ("image,animal\na.png,dog\na,cat\n", ["line 3", "'cat'", "'dog'"]),
+    ],
+)
 def test_a_csv_that_cannot_be_used_is_explained(tmp_path, images, text, words):
     with pytest.raises(DataProblem) as caught:
         with_labels(images, csv(tmp_path, text))

@@ -139,9 +139,11 @@ def test_a_program_that_does_not_exist_fails_at_once(tmp_path):
 
 def test_children_are_ended_in_reverse_order_of_their_start(tmp_path):
     order = tmp_path / "order"
-    code = ("import signal, sys, time\n"
-            f"def end(*_): open({str(order)!r}, 'a').write(sys.argv[1]); sys.exit()\n"
-            "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(60)")
+    code = (
+        "import signal, sys, time\n"
+        f"def end(*_): open({str(order)!r}, 'a').write(sys.argv[1]); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(60)"
+    )
     with Supervisor() as supervisor:
         for name in "abc":
             command = python(name, code, tmp_path)
@@ -151,8 +153,9 @@ def test_children_are_ended_in_reverse_order_of_their_start(tmp_path):
 
 
 def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path):
-    code = ("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-            "print('deaf', flush=True); time.sleep(60)")
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(60)"
+    )
     with Supervisor() as supervisor:
         supervisor.spawn(python("deaf", code, tmp_path, stop_within_s=0.1))
         supervisor.wait_ready("deaf", lambda: "deaf" in tail(tmp_path / "deaf.log"), LIMIT_S)
@@ -161,9 +164,11 @@ def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path):
 
 
 def test_grandchildren_that_left_the_session_end_with_the_run(tmp_path):
-    code = ("import os, time\n"
-            "if os.fork() == 0:\n    os.setsid(); print('grandchild', os.getpid(), flush=True)\n"
-            "time.sleep(60)")
+    code = (
+        "import os, time\n"
+        "if os.fork() == 0:\n    os.setsid(); print('grandchild', os.getpid(), flush=True)\n"
+        "time.sleep(60)"
+    )
     with Supervisor() as supervisor:
         supervisor.spawn(python("parent", code, tmp_path))
         supervisor.wait_ready("parent", lambda: "grandchild" in tail(tmp_path / "parent.log"), LIMIT_S)
@@ -173,9 +178,7 @@ def test_grandchildren_that_left_the_session_end_with_the_run(tmp_path):
 
 
 def test_what_a_killed_child_leaves_behind_is_gone_before_it_is_started_again(tmp_path):
-    code = ("import os, time\n"
-            "if os.fork() == 0:\n    print('orphan', os.getpid(), flush=True)\n"
-            "time.sleep(60)")
+    code = "import os, time\nif os.fork() == 0:\n    print('orphan', os.getpid(), flush=True)\ntime.sleep(60)"
     with Supervisor(backoff=Backoff(first_s=60.0)) as supervisor:
         supervisor.spawn(python("parent", code, tmp_path))
         supervisor.wait_ready("parent", lambda: "orphan" in tail(tmp_path / "parent.log"), LIMIT_S)

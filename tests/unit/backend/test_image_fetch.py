@@ -536,6 +536,19 @@ def test_an_absolute_path_stays_below_the_document_root(make, folders):
     assert len(net.requests) == 1
 
 
+def test_a_folder_linked_directly_into_the_root_is_read_from_disk(make, folders, tmp_path):
+    outside = tmp_path / "elsewhere"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "a.png").write_bytes(b"linked")
+    (outside / "out.png").symlink_to(tmp_path / "secret.png")
+    (folders["document_root"] / "mine").symlink_to(outside)
+    fetcher, net = make(**folders)
+    assert fetcher.fetch("/data/local-files/?d=mine/deep/a.png") == b"linked"
+    assert net.requests == []
+    assert fetcher.fetch("/data/local-files/?d=mine/out.png") == PNG
+    assert len(net.requests) == 1
+
+
 def test_a_link_that_leads_outside_is_left_to_label_studio_to_permit(make, folders, tmp_path):
     (folders["document_root"] / "link.png").symlink_to(tmp_path / "secret.png")
     fetcher, net = make(**folders)

@@ -18,7 +18,7 @@ from backend.triggers import (
     sprint_size,
 )
 
-READY = LabelFacts(count=5, changed=1, classes_changed=False, fitted=True)
+READY = LabelFacts(count=5, changed=1, outdated=False, fitted=True)
 QUEUE = QueueFacts(unlabelled=1000, remaining=100, sprint_size=100, stale=False, pushed=True, held=False)
 
 
@@ -50,8 +50,8 @@ def test_the_first_model_does_not_wait_for_each_n():
     assert decide_fit(replace(READY, fitted=False, count=1), FitPolicy(each_n=10), asked=False) == Fit()
 
 
-def test_a_changed_list_of_classes_refits_even_without_new_labels():
-    assert decide_fit(replace(READY, changed=0, classes_changed=True), FitPolicy(each_n=50), asked=False) == Fit()
+def test_other_classes_or_another_representation_refit_even_without_new_labels():
+    assert decide_fit(replace(READY, changed=0, outdated=True), FitPolicy(each_n=50), asked=False) == Fit()
 
 
 def test_an_order_in_step_is_left_alone():

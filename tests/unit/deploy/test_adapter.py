@@ -64,26 +64,41 @@ def test_extra_params_reach_the_service_as_text_in_the_same_request(client, serv
 
 
 def test_predict_answers_one_row_per_task_in_order(client, service):
-    rows = [{"result": [], "score": 0.25, "model_version": "g7-al"},
-            {"result": [{"from_name": "c", "to_name": "img", "type": "choices", "value": {"choices": ["cat"]}}],
-             "score": 0.75, "model_version": "g7-al"}]
+    rows = [
+        {"result": [], "score": 0.25, "model_version": "g7-al"},
+        {
+            "result": [{"from_name": "c", "to_name": "img", "type": "choices", "value": {"choices": ["cat"]}}],
+            "score": 0.75,
+            "model_version": "g7-al",
+        },
+    ]
     service.predict = lambda request: rows
-    body = {"tasks": [{"id": 1}, {"id": 2}], "project": "7.1", "label_config": CONFIG,
-            "params": {"login": "u", "password": "secret", "context": None}}
+    body = {
+        "tasks": [{"id": 1}, {"id": 2}],
+        "project": "7.1",
+        "label_config": CONFIG,
+        "params": {"login": "u", "password": "secret", "context": None},
+    }
     found = client.post("/predict", json=body).json["results"]
     assert [(r["score"], r["result"], r["model_version"]) for r in found] == [
-        (r["score"], r["result"], r["model_version"]) for r in rows]
+        (r["score"], r["result"], r["model_version"]) for r in rows
+    ]
 
 
 def test_predict_keeps_credentials_from_the_service_and_tells_interactive_requests_apart(client, service):
-    body = {"tasks": [{"id": 1}], "project": "7.1", "label_config": CONFIG,
-            "params": {"login": "u", "password": "secret", "context": {}}}
+    body = {
+        "tasks": [{"id": 1}],
+        "project": "7.1",
+        "label_config": CONFIG,
+        "params": {"login": "u", "password": "secret", "context": {}},
+    }
     client.post("/predict", json=body)
     body["params"]["context"] = {"result": [{"x": 1}]}
     client.post("/predict", json=body)
     assert seen(service, PredictRequest) == [
         PredictRequest([{"id": 1}], "7", CONFIG, None),
-        PredictRequest([{"id": 1}], "7", CONFIG, {"result": [{"x": 1}]})]
+        PredictRequest([{"id": 1}], "7", CONFIG, {"result": [{"x": 1}]}),
+    ]
     assert "secret" not in repr(service.seen)
 
 

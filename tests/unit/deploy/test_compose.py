@@ -32,11 +32,13 @@ VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?:(?P<kind>:[-?])(?P<rest>(?:[^${}
 
 def resolve(text, env):
     """`text` with ${NAME}, ${NAME:-default} and ${NAME:?message} replaced, as compose does it."""
+
     def value(match):
         found = env.get(match["name"])
         if not found and match["kind"] == ":?":
             raise KeyError(match["name"])
         return found or resolve(match["rest"] or "", env)
+
     return VARIABLE.sub(value, text)
 
 
@@ -91,9 +93,16 @@ def test_without_anything_set_the_environment_gives_valid_settings_with_defaults
     assert settings.url_for_label_studio == "http://backend.internal:9090"
     assert settings.label_studio_url == "http://label-studio:8080"
     unchanged = Settings.model_fields.keys() - {
-        "label_studio_api_key", "public_url", "label_studio_url", "redis_url", "model_dir", "local_files_document_root"}
+        "label_studio_api_key",
+        "public_url",
+        "label_studio_url",
+        "redis_url",
+        "model_dir",
+        "local_files_document_root",
+    }
     assert {name: getattr(settings, name) for name in unchanged} == {
-        name: getattr(Settings(), name) for name in unchanged}
+        name: getattr(Settings(), name) for name in unchanged
+    }
 
 
 def test_a_setting_in_the_env_file_reaches_the_settings():
@@ -205,8 +214,11 @@ def test_the_image_runs_as_somebody_without_rights():
 
 
 def test_what_the_image_copies_exists_and_reaches_the_builder():
-    rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-             if line and not line.startswith("#")]
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     assert rules[0] == "*", "everything is kept out unless named"
 
     def is_sent(path):
