@@ -267,7 +267,7 @@ def create_project(session: BrowserSession, title: str, data: Dataset) -> dict[s
             "/api/projects/",
             {
                 "title": title[:50],  # Label Studio's limit
-                "description": "Made by `askfirst demo`. Press Label All Tasks: what the model learns most from comes first.",
+                "description": "Made by `askfirst demo`. Press Label All Tasks: the most useful image comes first.",
                 "label_config": label_config(data.control, data.classes or UNKNOWN_CLASSES),
             },
         )

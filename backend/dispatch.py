@@ -20,9 +20,9 @@ from rq.job import Job
 from .errors import StoreUnavailable
 from .state import State
 
-FAST, SLOW = "askfirst-fast", "askfirst-slow"
-TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "tick": 300, "adopt": 600}
-QUEUE_OF = {"refresh": FAST, "tick": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW}
+FAST, SLOW, TICK = "askfirst-fast", "askfirst-slow", "askfirst-tick"
+TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "adopt": 600}
+QUEUE_OF = {"refresh": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW}
 RESULT_TTL_S = 600  # long enough for Label Studio's /job_status
 FAILURE_TTL_S = 7 * 86400
 
@@ -124,7 +124,7 @@ class Dispatcher:
             served = {name for w in Worker.all(connection=self._redis) for name in w.queue_names()}
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-        return [name for name in self._queues if name not in served]
+        return [name for name in (*self._queues, TICK) if name not in served]
 
     def depth(self) -> dict[str, int]:
         """Waiting jobs by queue."""

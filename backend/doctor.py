@@ -35,6 +35,13 @@ class Check:
 def run(settings: Settings, project_id: int | None = None) -> list[Check]:
     """All checks, in the order in which they make sense; one that fails does not stop the others."""
     workshop, dispatcher = build(settings)
+    try:
+        return _all(settings, workshop, dispatcher, project_id)
+    finally:
+        workshop.close()
+
+
+def _all(settings: Settings, workshop: Workshop, dispatcher: Dispatcher, project_id: int | None) -> list[Check]:
     checks = [_guarded(name, check) for name, check in _general(settings, workshop, dispatcher)]
     if project_id is not None:
         checks += [_guarded(name, check) for name, check in _of_project(settings, workshop, project_id)]

@@ -23,7 +23,7 @@ from .settings import Settings
 Format = Literal["auto", "json", "console"]
 MASK = "***"
 # Chatty below WARNING: one line per request to Label Studio or per job, with full URLs.
-_CHATTY = ("httpx", "httpcore", "werkzeug", "rq.worker", "asyncio", "PIL")
+_CHATTY = ("httpx", "httpcore", "werkzeug", "rq.worker", "rq.cron", "asyncio", "PIL")
 _MIN_SECRET_CHARS = 6  # masking a shorter one would punch holes into ordinary words
 _KEY = (
     r"(?:access_?|api_?|refresh_?|user_?|csrf_?|session_?)?(?:token|secret|key_id)|api_?key|authorization|password"

@@ -150,6 +150,12 @@ class Workshop:
         )
         self._desks: OrderedDict[str, ProjectDesk] = OrderedDict()
 
+    def close(self) -> None:
+        """Close all connections."""
+        self.fetcher.close()
+        self.ls.close()
+        self.state.close()
+
     def desk(self, project_id: int, *, fresh: bool = False) -> ProjectDesk:
         """The project's desk; settings are read from Label Studio when `fresh` or not cached in the shared state.
 

@@ -151,18 +151,23 @@ class QueuePusher:
         """True when a small import costs so much here that changing single scores is quicker."""
         return self._imports_are_slow(project_id)
 
-    def reorder_front(self, project_id: int, pushed: Pushed, base: Mapping[int, float], front: Sequence[int]) -> None:
+    def reorder_front(self, project_id: int, pushed: Pushed, base: Mapping[int, float], front: Sequence[int]) -> bool:
         """Move `front` before all other tasks of the served version by changing scores in place, best first.
 
         Args:
-            base: score under which each task of the version was stored.
-            front: tasks of the version, in the order wanted.
+            base: score under which each task that still wants an annotation was stored.
+            front: tasks among these, in the order wanted.
+        Returns:
+            False when there is no room below the other tasks' scores: then import an order instead.
         """
         moved = {int(k): v for k, v in (self._state.get(project_id, "front") or {}).items()}
         if self._state.get(project_id, "front_of") != pushed.version:
             moved = {}
-        rest = [s for t, s in base.items() if t not in set(front)]
+        chosen = set(front)
+        rest = [s for t, s in base.items() if t not in chosen]
         ceiling = min(rest, default=1.0)
+        if ceiling <= 0.0:
+            return False
         wanted = {task: ceiling * (i + 1) / (len(front) + 1) for i, task in enumerate(front)}
         # Tasks that leave the front get their stored score back after the new front is in place.
         wanted |= {task: base[task] for task in moved if task not in wanted and task in base}
@@ -175,6 +180,7 @@ class QueuePusher:
             moved[task] = score
         self._state.put(project_id, "front", {str(t): s for t, s in moved.items() if s != base.get(t)})
         self._state.put(project_id, "front_of", pushed.version)
+        return True
 
     # ------------------------------------------------------------------ old versions
     def delete_old(self, project_id: int, keep: Set[str | None], may_go_on: Callable[[], bool]) -> int:

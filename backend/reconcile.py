@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
+from typing import Any
 
 from .connect import our_webhooks
 from .dispatch import Dispatcher
 from .errors import LabelStudioRejected
 from .project import ProjectDesk, Workshop, connected_projects
-from .queue_push import QueuePusher, read_pushed
+from .queue_push import SAMPLING, QueuePusher, read_pushed
 
 OVERLAP = timedelta(seconds=10)  # a transaction may commit after a later one: look a little further back
+SAME_CHANGE = timedelta(seconds=2)
 CLEAN_UP_S = 60.0
 LOOK_AGAIN_S = 600.0
 IDLE_S = 600.0
@@ -31,6 +33,7 @@ def reconcile(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> st
     state = workshop.state
     if _may_rest(workshop, project_id):
         return "resting"
+    pushed = read_pushed(state, project_id)
     try:
         desk = workshop.desk(project_id, fresh=True)
     except LabelStudioRejected as error:
@@ -55,10 +58,9 @@ def reconcile(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> st
         found.append("the list of tasks differs")
     elif state.get(project_id, "mismatch") is not None:
         state.drop(project_id, "mismatch")
-    pushed = read_pushed(state, project_id)
-    if pushed is not None and (
-        desk.project.model_version != pushed.version or desk.project.sampling != "Uncertainty sampling"
-    ):
+    differs = pushed is not None and (desk.project.model_version != pushed.version or desk.project.sampling != SAMPLING)
+    # A refresh may have flipped between our two looks: then the difference is our own.
+    if differs and read_pushed(state, project_id) == pushed:
         state.record(project_id, text="settings differ from ours", flags=["project"])
         found.append("settings differ")
     _wake(workshop, dispatcher, desk)
@@ -89,18 +91,35 @@ def _touched_tasks(workshop: Workshop, desk: ProjectDesk) -> list[int]:
         if state.annotations(desk.id) is None:
             state.record(desk.id, text="labels are read anew", flags=["all-labels"])
         return []
-    start = (datetime.fromisoformat(since.replace("Z", "+00:00")) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    start = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     rows = workshop.ls.touched_since(desk.id, start)
     stamps = {str(r["id"]): str(r["updated_at"]) for r in rows}
     state.put(desk.id, "watermark", max([since, *stamps.values()]))
     state.put(desk.id, "seen", stamps)
-    known = state.annotated_ids(desk.id)
     changed = [r for r in rows if seen.get(str(r["id"])) != str(r["updated_at"])]
-    return [
-        int(r["id"])
-        for r in changed
-        if r.get("total_annotations") or r.get("cancelled_annotations") or int(r["id"]) in known
-    ]
+    cached = state.annotations_of(desk.id, [int(r["id"]) for r in changed])
+    return [int(row["id"]) for row in changed if not _is_known(row, cached[int(row["id"])])]
+
+
+def _is_known(row: dict[str, Any], annotations: list[dict[str, Any]]) -> bool:
+    """Whether what we have of a task is what Label Studio has: the same counts, and no later change.
+
+    Label Studio moves the task's time a few milliseconds after that of the annotation that moved it.
+    """
+    skipped = sum(bool(a.get("was_cancelled")) for a in annotations)
+    if (int(row.get("total_annotations") or 0), int(row.get("cancelled_annotations") or 0)) != (
+        len(annotations) - skipped,
+        skipped,
+    ):
+        return False
+    if not annotations:
+        return True
+    newest = max(str(a.get("updated_at") or "") for a in annotations)
+    return bool(newest) and _moment(str(row["updated_at"])) - _moment(newest) < SAME_CHANGE
+
+
+def _moment(stamp: str) -> datetime:
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
 
 
 def _was_disconnected(workshop: Workshop, desk: ProjectDesk) -> bool:

@@ -332,9 +332,11 @@ class Refresher:
         full = read_order(desk.home / FULL_FILE)
         if full is None or full.version != pushed.version:
             return False
-        base = dict(zip(full.ids.tolist(), full.scores.tolist(), strict=True))
-        front = [t for t in order.ids.tolist() if t in base][: FRONT_TASKS + self.book.active_annotators()]
-        pusher.reorder_front(desk.id, pushed, base, front)
+        stored = dict(zip(full.ids.tolist(), full.scores.tolist(), strict=True))
+        base = {t: stored[t] for t in order.ids.tolist() if t in stored}
+        front = list(base)[: FRONT_TASKS + self.book.active_annotators()]
+        if not pusher.reorder_front(desk.id, pushed, base, front):
+            return False
         # From now on the order served is that of the newer model, as far as annotators will get before the next one.
         write_pushed(
             self._state,

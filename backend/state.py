@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -236,6 +236,14 @@ class State:
             return None
         return {int(k): json.loads(v) for k, v in raw.items() if k != b"complete"}
 
+    def annotations_of(self, project_id: int, task_ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+        """Cached annotations of single tasks; an empty list where there are none."""
+        if not task_ids:
+            return {}
+        with _mapped():
+            raw = self._redis.hmget(f"askfirst:{project_id}:annotations", [str(t) for t in task_ids])
+        return {t: json.loads(value) if value else [] for t, value in zip(task_ids, raw, strict=True)}
+
     def annotated_ids(self, project_id: int) -> set[int]:
         """Tasks whose annotations are cached."""
         with _mapped():
@@ -278,6 +286,9 @@ class State:
     def drop(self, project_id: int, name: str) -> None:
         with _mapped():
             self._redis.delete(f"askfirst:{project_id}:{name}")
+
+    def close(self) -> None:
+        self._redis.close()
 
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 import structlog
-from rq import Queue, SimpleWorker, Worker
+from rq import SimpleWorker, Worker
 from rq.cron import CronScheduler
 
-from .dispatch import FAST, SLOW
+from .dispatch import FAST, SLOW, TICK
 from .logs import configure, secrets_of
 from .settings import Settings
 from .state import connect
@@ -60,7 +62,6 @@ def run(role: str, settings: Settings) -> None:
     redis = connect(settings.redis_url, timeout_s=WAIT_FOR_JOBS_S)
     if role == "fast":
         _warm_up()
-        Queue(FAST, connection=redis).enqueue("backend.jobs.tick", ttl=settings.tick_s, result_ttl=60)
         _FastWorker([FAST], connection=redis, worker_ttl=WORKER_TTL_S).work(
             logging_level="WARNING", with_scheduler=False
         )
@@ -76,14 +77,31 @@ def run(role: str, settings: Settings) -> None:
 
 
 def _clock(redis: Any, settings: Settings) -> None:
+    """Enqueue a tick every `tick_s` and run it here: a look at Label Studio must not stand before a refresh."""
     from .jobs import tick
 
     scheduler = CronScheduler(connection=redis, logging_level=30)
-    # A tick that could not run before the next one is due is dropped: ticks must not pile up behind a dead worker.
+    # A tick that could not run before the next one is due is dropped: ticks must not pile up.
     scheduler.register(
-        tick, queue_name=FAST, interval=settings.tick_s, ttl=settings.tick_s, result_ttl=60, failure_ttl=600
+        tick, queue_name=TICK, interval=settings.tick_s, ttl=settings.tick_s, result_ttl=60, failure_ttl=600
     )
-    scheduler.start()
+    threading.Thread(target=_beat, args=(scheduler,), daemon=True).start()
+    _FastWorker([TICK], connection=redis, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING", with_scheduler=False)
+
+
+def _beat(scheduler: CronScheduler) -> None:
+    """RQ's own loop (`CronScheduler.start`) without its signal handlers, which belong to the worker beside it."""
+    try:
+        scheduler.register_birth()
+        while True:
+            if scheduler.enqueue_jobs():
+                scheduler.save()
+            scheduler.heartbeat()
+            time.sleep(max(0.1, scheduler.calculate_sleep_interval()))
+    except Exception:
+        # Redis went away, most likely. A process without its clock is of no use: whoever supervises starts another.
+        log.exception("the clock stopped")
+        os._exit(1)
 
 
 def _warm_up() -> None:

@@ -55,7 +55,10 @@ def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[
                 "order_s": ordered - submitted,
                 "next_task_s": served - ordered,
                 "total_s": served - submitted,
-                **state.get(project_id, "last_refresh")["seconds"],
+                **{
+                    f"{name.replace('labels', 'read')}_s": s
+                    for name, s in state.get(project_id, "last_refresh")["seconds"].items()
+                },
             }
         )
         time.sleep(pause_s)
@@ -69,7 +72,17 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
             q: round(float(np.percentile([r.get(name, 0.0) for r in rows], p)), 3)
             for q, p in (("p50", 50), ("p95", 95), ("max", 100))
         }
-        for name in ("total_s", "submit_s", "order_s", "next_task_s", "labels", "fit", "settings", "rank", "push")
+        for name in (
+            "total_s",
+            "submit_s",
+            "order_s",
+            "next_task_s",
+            "read_s",
+            "fit_s",
+            "settings_s",
+            "rank_s",
+            "push_s",
+        )
     }
 
 

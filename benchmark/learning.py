@@ -2,8 +2,8 @@
 
     python -m benchmark.learning [--seeds 5] [--labels 150] [--strategies uherding,random] [--json FILE]
 
-Each run is `askfirst demo --bots 1 --exit` with its own seed, in a fresh folder: real Label Studio, real queue. Accuracy is
-on all images that are not labelled yet; the audit slice takes its tenth of the labels in both arms.
+Each run is `askfirst demo --bots 1 --exit` with its own seed, in a fresh folder: real Label Studio, real queue.
+Accuracy is on all images that are not labelled yet; the audit slice takes its tenth of the labels in both arms.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Stack:
     dispatcher: Dispatcher
     images: Path
     truth: dict[str, str]
+    sessions: list[BrowserSession] = field(default_factory=list)  # of further annotators
 
     # ------------------------------------------------------------------ projects
     def make_project(
@@ -135,8 +136,14 @@ class Stack:
         self.submit(task, session=session)
         return task
 
+    def say_goodbye(self) -> None:
+        """Close the sessions of further annotators."""
+        while self.sessions:
+            self.sessions.pop().close()
+
     def another_annotator(self, number: int) -> BrowserSession:
         session = BrowserSession(self.services.url)
+        self.sessions.append(session)
         session.sign_up(
             label_studio_server.invite_path(self.session), f"annotator{number}@example.com", "annotate-me-123"
         )
@@ -191,6 +198,7 @@ def running_stack(
         port = free_port()
         services = Services(supervisor, home, port=port, backend_port=free_port())
         executable = label_studio_server.find_executable()
+        label_studio_server.prepare_database(home, executable)
         command = label_studio_server.server_command(home, memory, port, executable)
         supervisor.spawn(replace(command, env={**command.env, **(label_studio or {})}))
         with make_digits(root / "digits").open(newline="") as file:
@@ -207,4 +215,10 @@ def running_stack(
         services.await_web(lambda waited: None)
         services.await_workers(lambda waited: None)
         workshop, dispatcher = build(Settings.from_env(env))
-        yield Stack(home, services, supervisor, env, workshop.ls, session, workshop, dispatcher, root / "digits", truth)
+        exits.callback(workshop.close)
+        exits.callback(session.close)
+        stack = Stack(
+            home, services, supervisor, env, workshop.ls, session, workshop, dispatcher, root / "digits", truth
+        )
+        yield stack
+        stack.say_goodbye()

@@ -17,6 +17,7 @@ from benchmark.live_stack import Stack, running_stack
 def stack(running: Stack) -> Iterator[Stack]:
     """The stack, without projects of earlier tests."""
     yield running
+    running.say_goodbye()
     for project_id in running.workshop.state.projects():
         running.ls._send("delete the project", "DELETE", f"/api/projects/{project_id}/")
         running.workshop.state.forget(project_id)
