@@ -100,7 +100,7 @@ echo "$(1): installing; details in $$log"; \
   $(1)/bin/python -m pip install $(2); \
   $(if $(3),$(1)/bin/python -m pip install $(3);) \
 ) > $$log 2>&1 & \
-job=$$!; trap 'kill -- -$$job 2>/dev/null || true' EXIT; trap 'exit 130' INT TERM HUP; \
+job=$$!; set +m; trap 'kill -- -$$job 2>/dev/null || true' EXIT; trap 'exit 130' INT TERM HUP; \
 while kill -0 $$job 2>/dev/null; do sleep 0.5; \
   if [ $$(( SECONDS - begun - told )) -ge 10 ]; then told=$$(( SECONDS - begun )); \
     doing=$$(grep -aE '^ *(Collecting|Downloading|Building|Installing|Preparing|Successfully)' $$log | tail -n 1 || true); \

@@ -175,6 +175,8 @@ def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     sync = PoolSync(desk)
     show_progress(0, desk.project.task_count, "listing tasks")
     tasks = sync.list_tasks(all_again="relist" in flags or not desk.files.tasks().ids)
+    if desk.model.representation() is None:
+        show_progress(0, len(tasks.ids), "images; first the features are made ready")
 
     def wake_refresh() -> None:
         state.drop(project_id, "full_version")
