@@ -233,7 +233,7 @@ def _choose(project: int, change: Callable[[Any], str]) -> None:
         except VersionError as error:
             raise fail(str(error)) from None
         desk.files.write_pin({"kind": "model version", "version": version, "since": time.time()})
-        wake = workshop.state.record(project, text=f"model version {version} was chosen by command")
+        wake = workshop.state.record(project, text=f"model version {version} was chosen by command").wake
         dispatcher.wake(project, "refresh", wake)
     typer.echo(f"{version} is live; the queue follows in seconds")
     typer.echo(f"`askfirst connect --project {project}` lifts this choice")

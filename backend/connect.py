@@ -92,7 +92,7 @@ def connect_project(
     desk.files.write_connection({"id": project_id, "url": url})
     state.put(project_id, "connected", True)
     state.put(project_id, "url", url)
-    wake = state.record(project_id, text="connected", flags=["tasks", "relist", "project", "all-labels"])
+    wake = state.record(project_id, text="connected", flags=["tasks", "relist", "project", "all-labels"]).wake
     dispatcher.wake(project_id, "pool", wake)
     dispatcher.wake(project_id, "refresh", wake)
     done("workers are woken: list of tasks, embeddings, first order")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from .queue_push import SAMPLING, read_pushed
 from .wire import ProjectRef, parse_project
 
 log = structlog.get_logger(__name__)
+
+FLOOD = 60  # events in two seconds: a script at work, not people who wait for the next task
+FLOOD_REST_S = 5.0
 
 
 class BackendService:
@@ -108,7 +112,7 @@ class BackendService:
         if event.all_tasks:
             flags.append("all-labels")
         submitted = len(event.task_ids) if event.action.startswith("ANNOTATION") else 0
-        wake = state.record(
+        noted = state.record(
             project_id,
             text=_say(event),
             dirty=event.task_ids,
@@ -116,11 +120,19 @@ class BackendService:
             flags=flags,
             annotations=submitted,
         )
+        if noted.burst > FLOOD and event.action != "START_TRAINING" and self._refreshed_just_now(project_id):
+            return WebhookAnswer("ok", "noted; in a flood of events orders are made every few seconds")
         kind = "pool" if "tasks" in flags and events.Wake.LABELS not in event.wakes else "refresh"
-        job = self._dispatcher.wake(project_id, kind, wake)
+        job = self._dispatcher.wake(project_id, kind, noted.wake)
         if event.action == "START_TRAINING":
             return WebhookAnswer("ok", "training is on its way", job or state.waiting(project_id, kind))
         return WebhookAnswer("ok", "queued" if job else "joined a waiting job")
+
+    def _refreshed_just_now(self, project_id: int) -> bool:
+        """Whether an order was made within the last seconds; what is noted meanwhile is taken up by a later event or
+        by the tick."""
+        last = self._workshop.state.get(project_id, "last_refresh")
+        return last is not None and time.time() - float(last["at"]) < FLOOD_REST_S
 
     def _is_our_own_change(self, event: events.Event) -> bool:
         """Whether a PROJECT_UPDATED tells nothing that we did not set or know."""

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -26,6 +27,7 @@ EVENTS_KEPT = 50
 # A waiting mark outlives the job it stands for only when Redis lost the job; then this ends the wait.
 WAITING_TTL_S = 60
 RATE_WINDOW_S = 60.0
+BURST_S = 2
 
 
 def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
@@ -39,6 +41,14 @@ def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
     )
 
 
+@dataclass(frozen=True)
+class Noted:
+    """An event that was recorded."""
+
+    wake: int  # running number of the project's events
+    burst: int  # events of the project in the present span of two seconds
+
+
 class State:
     """Shared state of all projects. Thread-safe."""
 
@@ -47,6 +57,7 @@ class State:
         self._now = now
         self._forget_dirty = connection.register_script(_FORGET_DIRTY)
         self._release = connection.register_script(_RELEASE)
+        self._record = connection.register_script(_RECORD)
         self._renew = connection.register_script(_RENEW)
 
     # ------------------------------------------------------------------ projects
@@ -81,32 +92,26 @@ class State:
         gone: Iterable[int] = (),
         flags: Iterable[str] = (),
         annotations: int = 0,
-    ) -> int:
-        """Note an event: tasks to look at again, flags to raise. One round trip; returns the wake number.
+    ) -> Noted:
+        """Note an event: tasks to look at again, flags to raise. Atomic, one round trip.
 
         `gone`: ids of deleted annotations. `flags`: "all-labels", "tasks", "project", "train".
         """
-        with _mapped():
-            return self._record(
-                project_id, text, {"dirty": list(dirty), "gone": list(gone), "flags": list(flags)}, annotations
-            )
-
-    def _record(self, project_id: int, text: str, marks: dict[str, list[Any]], annotations: int) -> int:
         now = self._now()
-        key = f"askfirst:{project_id}"
-        wake = int(self._redis.incr(f"{key}:wake"))
-        pipe = self._redis.pipeline(transaction=True)
-        for name, items in marks.items():
-            if items:
-                pipe.hset(f"{key}:{name}", mapping={str(i): wake for i in items})
-        pipe.lpush(f"{key}:events", json.dumps({"at": round(now, 3), "what": text}))
-        pipe.ltrim(f"{key}:events", 0, EVENTS_KEPT - 1)
-        if annotations:
-            pipe.set(f"{key}:last_annotation", now)
-            pipe.zadd(f"{key}:rate", {f"{wake}:{annotations}": now})
-            pipe.zremrangebyscore(f"{key}:rate", "-inf", now - RATE_WINDOW_S)
-        pipe.execute()
-        return wake
+        marks = [*(("dirty", t) for t in dirty), *(("gone", a) for a in gone), *(("flags", f) for f in flags)]
+        event = json.dumps({"at": round(now, 3), "what": text})
+        args = [
+            now,
+            event,
+            annotations,
+            EVENTS_KEPT,
+            RATE_WINDOW_S,
+            BURST_S,
+            *(part for mark in marks for part in mark),
+        ]
+        with _mapped():
+            wake, burst = self._record(keys=[f"askfirst:{project_id}"], args=args)
+        return Noted(int(wake), int(burst))
 
     def events(self, project_id: int) -> list[dict[str, Any]]:
         """Newest first."""
@@ -296,6 +301,22 @@ class State:
             self._redis.ping()
 
 
+_RECORD = """
+local key, now, annotations = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[3])
+local wake = redis.call('INCR', key .. ':wake')
+for i = 7, #ARGV, 2 do redis.call('HSET', key .. ':' .. ARGV[i], ARGV[i + 1], wake) end
+redis.call('LPUSH', key .. ':events', ARGV[2])
+redis.call('LTRIM', key .. ':events', 0, ARGV[4] - 1)
+if annotations > 0 then
+  redis.call('SET', key .. ':last_annotation', ARGV[1])
+  redis.call('ZADD', key .. ':rate', ARGV[1], wake .. ':' .. annotations)
+  redis.call('ZREMRANGEBYSCORE', key .. ':rate', '-inf', now - tonumber(ARGV[5]))
+end
+local span = key .. ':burst:' .. math.floor(now / tonumber(ARGV[6]))
+local burst = redis.call('INCR', span)
+redis.call('EXPIRE', span, 10)
+return {wake, burst}
+"""
 _FORGET_DIRTY = """
 for i = 1, #ARGV, 2 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end

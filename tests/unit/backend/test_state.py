@@ -158,3 +158,9 @@ def test_a_redis_that_is_not_there_is_found_out_quickly():
     with pytest.raises(StoreUnavailable):
         State(connect("redis://127.0.0.1:1/0")).ping()
     assert time.monotonic() - started < 5
+
+
+def test_a_flood_of_events_shows_in_the_count_of_its_span(state, clock):
+    assert [state.record(1, text="x").burst for _ in range(3)] == [1, 2, 3]
+    clock.now += 4
+    assert state.record(1, text="x").burst == 1
