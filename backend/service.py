@@ -22,8 +22,8 @@ from .wire import ProjectRef, parse_project
 
 log = structlog.get_logger(__name__)
 
-FLOOD = 60  # events in two seconds: a script at work, not people who wait for the next task
-FLOOD_REST_S = 5.0
+FLOOD = 100  # events in two to four seconds: a script at work, not people who wait for the next task
+FLOOD_REST_S = 10.0
 
 
 class BackendService:

@@ -46,7 +46,7 @@ class Noted:
     """An event that was recorded."""
 
     wake: int  # running number of the project's events
-    burst: int  # events of the project in the present span of two seconds
+    burst: int  # events of the project in the present span of two seconds and the one before
 
 
 class State:
@@ -100,15 +100,9 @@ class State:
         now = self._now()
         marks = [*(("dirty", t) for t in dirty), *(("gone", a) for a in gone), *(("flags", f) for f in flags)]
         event = json.dumps({"at": round(now, 3), "what": text})
-        args = [
-            now,
-            event,
-            annotations,
-            EVENTS_KEPT,
-            RATE_WINDOW_S,
-            BURST_S,
-            *(part for mark in marks for part in mark),
-        ]
+        args: list[str | int | float] = [now, event, annotations, EVENTS_KEPT, RATE_WINDOW_S, BURST_S]
+        for name, item in marks:
+            args += (name, item)
         with _mapped():
             wake, burst = self._record(keys=[f"askfirst:{project_id}"], args=args)
         return Noted(int(wake), int(burst))
@@ -312,10 +306,10 @@ if annotations > 0 then
   redis.call('ZADD', key .. ':rate', ARGV[1], wake .. ':' .. annotations)
   redis.call('ZREMRANGEBYSCORE', key .. ':rate', '-inf', now - tonumber(ARGV[5]))
 end
-local span = key .. ':burst:' .. math.floor(now / tonumber(ARGV[6]))
-local burst = redis.call('INCR', span)
-redis.call('EXPIRE', span, 10)
-return {wake, burst}
+local span = math.floor(now / tonumber(ARGV[6]))
+local burst = redis.call('INCR', key .. ':burst:' .. span)
+redis.call('EXPIRE', key .. ':burst:' .. span, 10)
+return {wake, burst + tonumber(redis.call('GET', key .. ':burst:' .. (span - 1)) or 0)}
 """
 _FORGET_DIRTY = """
 for i = 1, #ARGV, 2 do

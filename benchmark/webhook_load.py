@@ -9,11 +9,11 @@ hidden. Afterwards every task named by an event must have been looked at, and re
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import json
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from .live_stack import Stack, running_stack
 
-SENDERS = 8
+CONNECTIONS = 8
 
 
 def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str, object]:
@@ -47,45 +47,15 @@ def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str,
         for i in range(len(tasks))
     ]
     address = urlsplit(stack.services.backend_url)
-    latencies: list[float] = []
-    failures: list[str] = []
-    lock = threading.Lock()
     wake_before = stack.workshop.state.wake_number(project_id)
-    begun = time.perf_counter() + 0.5
-
-    def send(sender: int) -> None:
-        connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=10)
-        mine, bad = [], []
-        for number in range(sender, total, SENDERS):
-            due = begun + number / rate
-            time.sleep(max(0.0, due - time.perf_counter()))
-            try:
-                connection.request(
-                    "POST", "/webhook", bodies[number % len(bodies)], {"Content-Type": "application/json"}
-                )
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != 201:
-                    bad.append(f"status {answer.status}")
-            except OSError as error:
-                bad.append(repr(error))
-                connection.close()
-            mine.append(time.perf_counter() - due)
-        with lock:
-            latencies.extend(mine)
-            failures.extend(bad)
-
-    threads = [threading.Thread(target=send, args=(i,)) for i in range(SENDERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    lines_before = stack.home.log("worker-fast").read_text(errors="replace").count("\n")
+    latencies, failures = asyncio.run(_send(str(address.hostname), int(address.port or 80), bodies, rate, total))
     recorded = stack.workshop.state.wake_number(project_id) - wake_before
     stack.wait(lambda: not stack.workshop.state.dirty(project_id), "every marked task to be read", within_s=120)
     ms = np.array(latencies) * 1000
     refreshes = sum(
         "refresh" in line and "job done" in line
-        for line in stack.home.log("worker-fast").read_text(errors="replace").splitlines()
+        for line in stack.home.log("worker-fast").read_text(errors="replace").splitlines()[lines_before:]
     )
     return {
         "rate_per_s": rate,
@@ -98,6 +68,51 @@ def run(stack: Stack, project_id: int, rate: float, seconds: float) -> dict[str,
         **{f"p{p}_ms": round(float(np.percentile(ms, p)), 2) for p in (50, 95, 99)},
         "max_ms": round(float(ms.max()), 2),
     }
+
+
+async def _send(
+    host: str, port: int, bodies: Sequence[bytes], rate: float, total: int
+) -> tuple[list[float], list[str]]:
+    """Send `total` requests on a fixed time table over a few kept connections; seconds from due time to answer."""
+    latencies: list[float] = []
+    failures: list[str] = []
+    idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    for _ in range(CONNECTIONS):
+        idle.put_nowait(await asyncio.open_connection(host, port))
+
+    async def one(number: int, due: float) -> None:
+        reader, writer = await idle.get()
+        body = bodies[number % len(bodies)]
+        writer.write(
+            f"POST /webhook HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            length = int(head.lower().partition("content-length:")[2].split("\r\n")[0])
+            await reader.readexactly(length)
+            if " 201 " not in head.split("\r\n")[0]:
+                failures.append(head.split("\r\n")[0])
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            failures.append(repr(error))
+            writer.close()
+            reader, writer = await asyncio.open_connection(host, port)
+        latencies.append(time.perf_counter() - due)
+        idle.put_nowait((reader, writer))
+
+    begun = time.perf_counter() + 0.2
+    running = set()
+    for number in range(total):
+        due = begun + number / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        task = asyncio.create_task(one(number, due))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    while not idle.empty():
+        idle.get_nowait()[1].close()
+    return latencies, failures
 
 
 def submit_cost(stack: Stack, rounds: int) -> dict[str, float]:
