@@ -235,7 +235,7 @@ class Settings(BaseSettings):
         0, "threads", "threads of a worker's numerics; 0: all cores but one", "ASKFIRST_TORCH_THREADS", ge=0
     )
     nice: int = _setting(
-        5, "niceness", "how much workers stand back for Label Studio and the web process", "ASKFIRST_NICE", ge=0, le=19
+        10, "niceness", "how much workers stand back for Label Studio and the web process", "ASKFIRST_NICE", ge=0, le=19
     )
 
     @field_validator("label_studio_url", "public_url")
