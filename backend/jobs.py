@@ -27,6 +27,8 @@ from .worker_context import context
 
 log = structlog.get_logger(__name__)
 
+REFRESHERS_IN_MEMORY = 8
+
 
 def refresh(project_id: int, wake_number: int) -> str:
     """Bring one project's model and queue up to date."""
@@ -138,7 +140,8 @@ def _refresher(workshop: Workshop, project_id: int) -> Refresher:
     desk = workshop.desk(project_id)
     refresher = _refreshers.get(desk.project.key)
     if refresher is None or refresher.desk is not desk:
-        _refreshers.clear() if len(_refreshers) > 8 else None
+        if len(_refreshers) >= REFRESHERS_IN_MEMORY:
+            _refreshers.clear()
         refresher = _refreshers[desk.project.key] = Refresher(desk)
     return refresher
 
