@@ -98,7 +98,11 @@ class State:
         `gone`: ids of deleted annotations. `flags`: "all-labels", "tasks", "project", "train".
         """
         now = self._now()
-        marks = [*(("dirty", t) for t in dirty), *(("gone", a) for a in gone), *(("flags", f) for f in flags)]
+        marks: list[tuple[str, int | str]] = [
+            *(("dirty", t) for t in dirty),
+            *(("gone", a) for a in gone),
+            *(("flags", f) for f in flags),
+        ]
         event = json.dumps({"at": round(now, 3), "what": text})
         args: list[str | int | float] = [now, event, annotations, EVENTS_KEPT, RATE_WINDOW_S, BURST_S]
         for name, item in marks:
