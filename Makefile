@@ -26,7 +26,8 @@ help: ## show this list
 demo: env ## Label Studio, backend and a project with images; ARGS="..." goes to `askfirst demo`
 	@exec .venv/bin/askfirst demo $(ARGS)
 
-test: env-development env-ls ## the whole test suite; PYTEST_ARGS="..." goes to pytest
+test: ## the whole test suite; PYTEST_ARGS="..." goes to pytest
+	@$(MAKE) -s -j2 $(DEVELOPMENT) $(LABEL_STUDIO)
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: env-development ## ruff
