@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue_push import SAMPLING, is_ours
+from backend.queue_push import SAMPLING, is_ours, read_pushed
 from benchmark.live_stack import config
 
 pytestmark = pytest.mark.e2e
@@ -315,10 +315,13 @@ def test_where_imports_are_slow_the_front_is_reordered_in_place(stack):
     stack.workshop.state.put(project_id, "import_s", 9.0)  # as without Label Studio's memory-efficient import
     for _ in range(5):
         stack.label_next(project_id)
-    stack.wait(lambda: stack.workshop.state.get(project_id, "front_of") == before.version, "a front changed in place")
+    state = stack.workshop.state
+    stack.wait(lambda: state.get(project_id, "front_of") == before.version, "a front changed in place")
+    # Once all five labels are in the order, nothing moves any more.
+    stack.wait(lambda: (p := read_pushed(state, project_id)) and p.labels == 5, "an order that knows five labels")
     scores = scores_of(stack, project_id, before.version)
-    front = [int(t) for t in stack.workshop.state.get(project_id, "front")]
-    done = stack.workshop.state.annotated_ids(project_id)
+    front = [int(t) for t in state.get(project_id, "front")]
+    done = state.annotated_ids(project_id)
     untouched = [s for t, s in scores.items() if t not in front and t not in done]
     moved = [scores[t] for t in front if t not in done]
     assert moved

@@ -215,7 +215,7 @@ def project(monkeypatch):
     workshop = SimpleNamespace(
         desk=lambda number: desk,
         ls=SimpleNamespace(close=lambda: None),
-        state=SimpleNamespace(record=lambda number, **what: 4),
+        state=SimpleNamespace(record=lambda number, **what: SimpleNamespace(wake=4)),
     )
     dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
     monkeypatch.setattr(worker_context, "build", lambda settings: (workshop, dispatcher))
