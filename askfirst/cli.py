@@ -74,8 +74,12 @@ def demo(
     strategy: Annotated[str | None, typer.Option(help="selection strategy, see `askfirst strategies`")] = None,
 ) -> None:
     """Label Studio, Redis, backend and a project with images, connected and ordered, on this machine."""
+    from backend.errors import BackendError
+
     from .demo import Options, run
 
+    if port == backend_port:
+        raise fail(f"--port and --backend-port are both {port}: give one of them another number")
     if strategy is not None:
         _known_strategy(strategy)
     _settings()  # a variable of the environment that cannot be used is told now, not by a child that dies
@@ -93,7 +97,13 @@ def demo(
         seed=seed,
         strategy=strategy,
     )
-    raise typer.Exit(run(options))
+    try:
+        status = run(options)
+    except BackendError as error:  # a labelling config that cannot be served, say
+        raise fail(str(error)) from None
+    except FileNotFoundError as error:
+        raise fail(f"{error.strerror}: {error.filename}; choose another --data-dir DIR") from None
+    raise typer.Exit(status)
 
 
 # ---------------------------------------------------------------------- processes

@@ -171,7 +171,8 @@ class StoreUnavailable(BackendError):
 
     def __init__(self, cause: str) -> None:
         super().__init__(
-            f"Redis does not answer: {excerpt(cause)}. Check that it runs and that REDIS_URL is its address."
+            f"Redis does not answer: {excerpt(cause).rstrip('.')}. Check that it runs and that "
+            "ASKFIRST_REDIS_URL is its address."
         )
         self.cause = cause
 
