@@ -120,11 +120,6 @@ class LabelBook:
         """Different people whose annotation of the task counts (skips do not)."""
         return len({a.get("completed_by") for a in self.annotations.get(task_id, ()) if not a.get("was_cancelled")})
 
-    def is_skipped(self, task_id: int) -> bool:
-        """Somebody skipped the task and nobody answered it."""
-        rows = self.annotations.get(task_id, ())
-        return bool(rows) and all(a.get("was_cancelled") for a in rows)
-
     def active_annotators(self, now: float | None = None) -> int:
         """People who submitted within the last quarter of an hour; at least one."""
         since = datetime.fromtimestamp((time.time() if now is None else now) - ACTIVE_S, UTC)
@@ -136,11 +131,6 @@ class LabelBook:
             if str(a.get("updated_at", "")) >= stamp
         }
         return max(1, len(recent))
-
-    def counted(self) -> tuple[int, int]:
-        """(annotations that are not skips, tasks that have one): what Label Studio's project counts too."""
-        per_task = [sum(not a.get("was_cancelled") for a in rows) for rows in self.annotations.values()]
-        return sum(per_task), sum(n > 0 for n in per_task)
 
     def summary(self) -> LabelSummary:
         kinds = [label.kind for label in self.labels.values()]

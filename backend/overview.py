@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from training import api as training
@@ -74,6 +75,21 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
     )
 
 
+def label_sentences(summary: Mapping[str, int]) -> list[str]:
+    """What people should know of annotations that are not trained on; `summary` as of `LabelSummary`."""
+    found = []
+    if summary.get("ties"):
+        found.append(
+            f"{summary['ties']} task(s) have a tie between annotators and are not trained on; one more vote settles it"
+        )
+    if summary.get("unknown"):
+        found.append(
+            f"{summary['unknown']} task(s) have a label that the labelling config does not list; they count again when "
+            "the label is back"
+        )
+    return found
+
+
 def accuracy_sentence(live: training.VersionInfo | None) -> str:
     """Audit accuracy with its interval, or why there is none."""
     if live is None:
@@ -105,6 +121,7 @@ def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]],
 def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
     state = workshop.state
     found = [str(text) for name in ("problem", "trouble") if (text := state.get(project_id, name))]
+    found += label_sentences(state.get(project_id, "label_summary") or {})
     unreadable = state.get(project_id, "unreadable_count")
     if unreadable:
         examples = list((state.get(project_id, "unreadable") or {}).items())[:3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import structlog
 
@@ -94,6 +94,7 @@ class Refresher:
         outcome = Outcome(
             fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
         )
+        state.put(desk.id, "label_summary", asdict(self.book.summary()))
         state.put(
             desk.id,
             "last_refresh",
