@@ -92,10 +92,6 @@ class BackendService:
         if event is None:
             return WebhookAnswer("Unknown event", "nothing to do")
         state, project_id = self._workshop.state, event.project_id
-        if not state.knows(project_id):
-            # A webhook of ours fires: the project was connected, by somebody else's hands or before Redis was emptied.
-            job = self._dispatcher.wake(project_id, "adopt", state.wake_number(project_id))
-            return WebhookAnswer("ok", "project will be set up", job if event.action == "START_TRAINING" else None)
         if event.action == "PROJECT_UPDATED" and self._is_our_own_change(event):
             return WebhookAnswer("ok", "our own change")
         flags = [
@@ -119,20 +115,21 @@ class BackendService:
             gone=event.annotation_ids,
             flags=flags,
             annotations=submitted,
+            adopted_only=True,
         )
-        if noted.burst > FLOOD and event.action != "START_TRAINING" and self._refreshed_just_now(project_id):
+        asked = event.action == "START_TRAINING"
+        if not noted.adopted:
+            # A webhook of ours fires: the project was connected, by somebody else's hands or before Redis was emptied.
+            job = self._dispatcher.wake(project_id, "adopt", noted.wake)
+            return WebhookAnswer("ok", "project will be set up", job if asked else None)
+        # What is noted in a flood is taken up by a later event or by the tick.
+        if noted.burst > FLOOD and not asked and time.time() - noted.refreshed_at < FLOOD_REST_S:
             return WebhookAnswer("ok", "noted; in a flood of events orders are made every few seconds")
         kind = "pool" if "tasks" in flags and events.Wake.LABELS not in event.wakes else "refresh"
-        job = self._dispatcher.wake(project_id, kind, noted.wake)
-        if event.action == "START_TRAINING":
+        job = None if kind in noted.waiting else self._dispatcher.wake(project_id, kind, noted.wake)
+        if asked:
             return WebhookAnswer("ok", "training is on its way", job or state.waiting(project_id, kind))
         return WebhookAnswer("ok", "queued" if job else "joined a waiting job")
-
-    def _refreshed_just_now(self, project_id: int) -> bool:
-        """Whether an order was made within the last seconds; what is noted meanwhile is taken up by a later event or
-        by the tick."""
-        last = self._workshop.state.get(project_id, "last_refresh")
-        return last is not None and time.time() - float(last["at"]) < FLOOD_REST_S
 
     def _is_our_own_change(self, event: events.Event) -> bool:
         """Whether a PROJECT_UPDATED tells nothing that we did not set or know."""

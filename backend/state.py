@@ -43,10 +43,13 @@ def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
 
 @dataclass(frozen=True)
 class Noted:
-    """An event that was recorded."""
+    """What became of an event."""
 
+    adopted: bool  # the project is one of ours; otherwise a call that asked for it noted nothing
     wake: int  # running number of the project's events
     burst: int  # events of the project in the present span of two seconds and the one before
+    waiting: frozenset[str]  # kinds of jobs that wait and will see what was noted
+    refreshed_at: float  # unix seconds of the last finished refresh; 0.0 when there was none
 
 
 class State:
@@ -92,10 +95,12 @@ class State:
         gone: Iterable[int] = (),
         flags: Iterable[str] = (),
         annotations: int = 0,
+        adopted_only: bool = False,
     ) -> Noted:
         """Note an event: tasks to look at again, flags to raise. Atomic, one round trip.
 
-        `gone`: ids of deleted annotations. `flags`: "all-labels", "tasks", "project", "train".
+        `gone`: ids of deleted annotations. `flags`: "all-labels", "tasks", "project", "train". `adopted_only`: note
+        nothing for a project that was not adopted.
         """
         now = self._now()
         marks: list[tuple[str, int | str]] = [
@@ -105,11 +110,19 @@ class State:
         ]
         event = json.dumps({"at": round(now, 3), "what": text})
         args: list[str | int | float] = [now, event, annotations, EVENTS_KEPT, RATE_WINDOW_S, BURST_S]
+        args += (project_id, int(adopted_only))
         for name, item in marks:
             args += (name, item)
         with _mapped():
-            wake, burst = self._record(keys=[f"askfirst:{project_id}"], args=args)
-        return Noted(int(wake), int(burst))
+            answer = self._record(keys=[f"askfirst:{project_id}", "askfirst:projects"], args=args)
+        adopted, wake, burst, refreshed, *waiting = answer
+        return Noted(
+            adopted=bool(adopted),
+            wake=int(wake),
+            burst=int(burst),
+            waiting=frozenset(kind.decode() for kind in waiting),
+            refreshed_at=float(json.loads(refreshed)["at"]) if refreshed else 0.0,
+        )
 
     def events(self, project_id: int) -> list[dict[str, Any]]:
         """Newest first."""
@@ -301,8 +314,10 @@ class State:
 
 _RECORD = """
 local key, now, annotations = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[3])
+local adopted = redis.call('SISMEMBER', KEYS[2], ARGV[7])
+if adopted == 0 and ARGV[8] == '1' then return {0, tonumber(redis.call('GET', key .. ':wake') or 0), 0, ''} end
 local wake = redis.call('INCR', key .. ':wake')
-for i = 7, #ARGV, 2 do redis.call('HSET', key .. ':' .. ARGV[i], ARGV[i + 1], wake) end
+for i = 9, #ARGV, 2 do redis.call('HSET', key .. ':' .. ARGV[i], ARGV[i + 1], wake) end
 redis.call('LPUSH', key .. ':events', ARGV[2])
 redis.call('LTRIM', key .. ':events', 0, ARGV[4] - 1)
 if annotations > 0 then
@@ -313,7 +328,12 @@ end
 local span = math.floor(now / tonumber(ARGV[6]))
 local burst = redis.call('INCR', key .. ':burst:' .. span)
 redis.call('EXPIRE', key .. ':burst:' .. span, 10)
-return {wake, burst + tonumber(redis.call('GET', key .. ':burst:' .. (span - 1)) or 0)}
+burst = burst + tonumber(redis.call('GET', key .. ':burst:' .. (span - 1)) or 0)
+local answer = {adopted, wake, burst, redis.call('GET', key .. ':last_refresh') or ''}
+for _, kind in ipairs({'refresh', 'pool'}) do
+  if redis.call('EXISTS', key .. ':waiting:' .. kind) == 1 then table.insert(answer, kind) end
+end
+return answer
 """
 _FORGET_DIRTY = """
 for i = 1, #ARGV, 2 do

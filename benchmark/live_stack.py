@@ -6,12 +6,13 @@ import csv
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from askfirst import label_studio as label_studio_server
 from askfirst.digits import make_digits
@@ -21,6 +22,7 @@ from askfirst.processes import Supervisor, free_port
 from askfirst.services import Services
 from backend.connect import connect_project
 from backend.dispatch import Dispatcher
+from backend.errors import LabelStudioRejected, LabelStudioUnavailable
 from backend.ls_client import LabelStudioClient
 from backend.project import Workshop
 from backend.queue_push import Pushed, read_pushed
@@ -78,6 +80,19 @@ class Stack:
 
     def connect(self, project_id: int) -> None:
         connect_project(self.workshop, self.dispatcher, project_id)
+
+    def remove_project(self, project_id: int) -> None:
+        """Delete a project and forget it. Label Studio answers 500 (a foreign key is violated) when an import of
+        predictions commits while it deletes, and the same request a moment later works."""
+        for attempt in Retrying(
+            stop=stop_after_delay(60),
+            wait=wait_fixed(0.5),
+            reraise=True,
+            retry=retry_if_exception_type(LabelStudioUnavailable),
+        ):
+            with attempt, suppress(LabelStudioRejected):  # refused: a first try had deleted it after all
+                self.ls._send("delete the project", "DELETE", f"/api/projects/{project_id}/")
+        self.workshop.state.forget(project_id)
 
     def settle(self, project_id: int) -> None:
         """Wait until nothing is marked, waiting or running for the project, and a full order is served."""

@@ -19,8 +19,7 @@ def stack(running: Stack) -> Iterator[Stack]:
     yield running
     running.say_goodbye()
     for project_id in running.workshop.state.projects():
-        running.ls._send("delete the project", "DELETE", f"/api/projects/{project_id}/")
-        running.workshop.state.forget(project_id)
+        running.remove_project(project_id)
 
 
 @pytest.fixture(scope="session")

@@ -164,3 +164,21 @@ def test_a_flood_of_events_shows_in_the_count_of_its_span(state, clock):
     assert [state.record(1, text="x").burst for _ in range(3)] == [1, 2, 3]
     clock.now += 4
     assert state.record(1, text="x").burst == 1
+
+
+def test_recording_tells_which_jobs_wait_and_when_the_last_refresh_was(state, clock):
+    state.adopt(1)
+    assert state.record(1, text="x").waiting == frozenset() and state.record(1, text="x").refreshed_at == 0.0
+    state.claim_waiting(1, "refresh", "job-1")
+    state.put(1, "last_refresh", {"at": 123.5, "labels": 3})
+    noted = state.record(1, text="x")
+    assert noted.waiting == {"refresh"} and noted.refreshed_at == 123.5 and noted.adopted
+    state.clear_waiting(1, "refresh")
+    state.claim_waiting(1, "pool", "job-2")
+    assert state.record(1, text="x").waiting == {"pool"}
+
+
+def test_an_event_of_a_project_that_is_not_ours_leaves_no_trace_when_asked_so(state):
+    noted = state.record(7, text="x", dirty=[1], flags=["tasks"], annotations=1, adopted_only=True)
+    assert not noted.adopted and noted.wake == 0
+    assert state.dirty(7) == {} and state.flags(7) == {} and state.events(7) == [] and state.wake_number(7) == 0

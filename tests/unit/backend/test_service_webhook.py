@@ -1,0 +1,102 @@
+"""What a webhook call notes and which jobs it wakes, on a stand-in for Redis and with jobs written down."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import fakeredis
+import pytest
+
+from backend.service import FLOOD, BackendService
+from backend.settings import Settings
+from backend.state import State
+
+
+class Jobs:
+    """A dispatcher that writes down what it was asked and claims the waiting mark like the real one."""
+
+    def __init__(self, state):
+        self.state, self.woken = state, []
+
+    def wake(self, project_id, kind, wake_number):
+        job = f"{kind}-{project_id}-{wake_number}"
+        if not self.state.claim_waiting(project_id, kind, job):
+            return None
+        self.woken.append(job)
+        return job
+
+
+@pytest.fixture
+def state():
+    return State(fakeredis.FakeStrictRedis())
+
+
+@pytest.fixture
+def jobs(state):
+    return Jobs(state)
+
+
+@pytest.fixture
+def service(state, jobs, tmp_path):
+    settings = Settings.from_env({"MODEL_DIR": str(tmp_path)})
+    return BackendService(SimpleNamespace(state=state, settings=settings), jobs)
+
+
+def annotated(task, project=1, action="ANNOTATION_CREATED"):
+    return {
+        "action": action,
+        "project": {"id": project},
+        "annotation": {"id": task * 10, "task": task},
+        "task": {"id": task},
+    }
+
+
+def test_events_while_a_refresh_waits_are_noted_and_join_it(service, state, jobs):
+    state.adopt(1)
+    answers = [service.webhook(annotated(t)).result for t in (3, 4, 5)]
+    assert answers == ["queued", "joined a waiting job", "joined a waiting job"]
+    assert jobs.woken == ["refresh-1-1"] and set(state.dirty(1)) == {3, 4, 5}
+
+
+def test_an_event_after_the_refresh_began_wakes_another(service, state, jobs):
+    state.adopt(1)
+    service.webhook(annotated(3))
+    state.clear_waiting(1, "refresh")  # what a job does first
+    assert service.webhook(annotated(4)).result == "queued"
+    assert jobs.woken == ["refresh-1-1", "refresh-1-2"]
+
+
+def test_an_event_of_an_unknown_project_has_it_adopted_once(service, state, jobs):
+    service.webhook(annotated(3, project=9))
+    service.webhook(annotated(4, project=9))
+    assert jobs.woken == ["adopt-9-0"] and state.dirty(9) == {}
+
+
+def test_new_tasks_wake_the_pool_and_not_a_refresh(service, state, jobs):
+    state.adopt(1)
+    service.webhook({"action": "TASKS_CREATED", "project": {"id": 1}, "tasks": [{"id": 5}]})
+    assert jobs.woken == ["pool-1-1"] and set(state.flags(1)) == {"tasks"}
+
+
+def test_a_flood_is_noted_without_waking_anybody_while_an_order_is_fresh(service, state, jobs):
+    state.adopt(1)
+    state.put(1, "last_refresh", {"at": time.time()})
+    for task in range(FLOOD):
+        service.webhook(annotated(task + 1))
+    state.clear_waiting(1, "refresh")
+    before = list(jobs.woken)
+    assert "flood" in service.webhook(annotated(999)).result
+    assert jobs.woken == before and 999 in state.dirty(1)
+    state.put(1, "last_refresh", {"at": time.time() - 60})
+    assert service.webhook(annotated(1000)).result == "queued"
+
+
+def test_the_start_training_button_is_heard_even_in_a_flood(service, state, jobs):
+    state.adopt(1)
+    state.put(1, "last_refresh", {"at": time.time()})
+    for task in range(FLOOD + 1):
+        service.webhook(annotated(task + 1))
+    state.clear_waiting(1, "refresh")
+    answer = service.webhook({"action": "START_TRAINING", "project": {"id": 1}})
+    assert answer.job == jobs.woken[-1] and "train" in state.flags(1)
