@@ -220,7 +220,7 @@ def _import(workshop: Workshop, project_id: int) -> str:
     seconds = float(workshop.state.get(project_id, "import_s") or 0.0)
     if seconds > 1.0:
         raise _Bad(
-            f"the last small import took {seconds:.1f} s: start Label Studio with {FLAG}=true; until then the front of "
-            "the queue is re-ordered in place where that is quicker"
+            f"each import costs {seconds:.1f} s beyond its rows: start Label Studio with {FLAG}=true; until then the "
+            "front of the queue is re-ordered in place where that is quicker"
         )
-    return f"the last one took {seconds:.2f} s"
+    return f"an import costs {seconds:.2f} s beyond its rows"

@@ -8,7 +8,7 @@ version are changed in place instead: dearer per task, independent of the projec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ log = structlog.get_logger(__name__)
 
 SAMPLING = "Uncertainty sampling"
 VERSION_PREFIX = "askfirst"
-SLOW_IMPORT_S = 3.0  # a small import that takes this long: change scores in place from then on
-FRONT_TASKS = 10  # tasks changed in place: one for each annotator and some to spare
+ROW_S = 0.002  # what one prediction of an import costs by itself, amply
+SLOW_IMPORT_S = 1.0  # an import that costs this much beyond its rows: change scores in place from then on
+SLOW_CHUNK = 5_000  # rows of one import where each request costs seconds, whatever its size
+FRONT_TASKS = 5  # tasks changed in place beside one for each annotator
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,16 @@ class QueuePusher:
     ) -> list[int]:
         """Import predictions; returns the tasks that carry them now (others were deleted in the meantime)."""
         kept: list[int] = []
-        one_go = self._imports_are_slow(project_id)  # then each request costs seconds, whatever its size
-        for chunk in _chunks(rows, len(rows) if one_go else self._chunk):
+        size, start = self._chunk, 0
+        while start < len(rows):
+            chunk = rows[start : start + size]
             started = time.monotonic()
             kept += self._store_chunk(project_id, chunk, version, control)
-            if len(chunk) <= 2 * self._chunk:
-                self._state.put(project_id, "import_s", round(time.monotonic() - started, 3))
+            beyond = time.monotonic() - started - ROW_S * len(chunk)
+            if len(chunk) <= self._chunk:
+                self._state.put(project_id, "import_s", round(max(0.0, beyond), 3))
+            size = max(self._chunk, SLOW_CHUNK if beyond > SLOW_IMPORT_S else 0)
+            start += len(chunk)
             if progress:
                 progress(len(kept), len(rows))
         return kept
@@ -144,12 +150,9 @@ class QueuePusher:
         return after
 
     # ------------------------------------------------------------------ in place
-    def _imports_are_slow(self, project_id: int) -> bool:
-        return float(self._state.get(project_id, "import_s") or 0.0) > SLOW_IMPORT_S
-
     def prefers_in_place(self, project_id: int) -> bool:
         """True when a small import costs so much here that changing single scores is quicker."""
-        return self._imports_are_slow(project_id)
+        return float(self._state.get(project_id, "import_s") or 0.0) > SLOW_IMPORT_S
 
     def reorder_front(self, project_id: int, pushed: Pushed, base: Mapping[int, float], front: Sequence[int]) -> bool:
         """Move `front` before all other tasks of the served version by changing scores in place, best first.
@@ -198,8 +201,3 @@ class QueuePusher:
             self._ls.delete_prediction_version(project_id, version)
             deleted += 1
         return deleted
-
-
-def _chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    for start in range(0, len(rows), max(1, size)):
-        yield rows[start : start + size]

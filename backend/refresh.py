@@ -77,6 +77,7 @@ class Refresher:
         """
         clock = Stopwatch()
         state, desk = self._state, self.desk
+        state.put(desk.id, "refresh_began", time.time())
         flags = state.flags(desk.id)
         asked = "train" in flags
         config = self._config()
@@ -267,7 +268,7 @@ class Refresher:
         pending = [t for t in pushed.ids if t in waiting][: self.book.active_annotators()] if pushed else []
         order = self.rank(size, pending=pending)
         clock.lap("rank")
-        if decision is Push.SPRINT and self._front_in_place(order, pushed):
+        if self._front_in_place(order, pushed, all_of_it=decision is Push.EVERYTHING):
             clock.lap("push")
             return pushed.version if pushed else None
         part = order if decision is Push.EVERYTHING else order.head(size)
@@ -307,6 +308,10 @@ class Refresher:
             self.serve_stored(order, version, tasks)
         return version
 
+    def imports_are_slow(self) -> bool:
+        """Whether scores of a stored order are changed in place here, instead of importing the next tasks anew."""
+        return QueuePusher(self.desk.workshop.ls, self._state).prefers_in_place(self.desk.id)
+
     def serve_stored(self, order: Order, version: str, tasks: Tasks) -> None:
         """Flip Label Studio to an order whose predictions are stored there already."""
         desk = self.desk
@@ -324,8 +329,11 @@ class Refresher:
         desk.project = replace(after, created_at=desk.project.created_at)
         desk.workshop.remember(desk.project)
 
-    def _front_in_place(self, order: Order, pushed: Pushed | None) -> bool:
-        """Change the front of the served full version in place, where imports are slow; False: not possible here."""
+    def _front_in_place(self, order: Order, pushed: Pushed | None, *, all_of_it: bool) -> bool:
+        """Change the front of the served full version in place, where imports are slow; False: not possible here.
+
+        `all_of_it`: only if the served version holds every task of the order.
+        """
         desk = self.desk
         pusher = QueuePusher(desk.workshop.ls, self._state)
         if pushed is None or pushed.kind != "full" or not pusher.prefers_in_place(desk.id):
@@ -335,6 +343,8 @@ class Refresher:
             return False
         stored = dict(zip(full.ids.tolist(), full.scores.tolist(), strict=True))
         base = {t: stored[t] for t in order.ids.tolist() if t in stored}
+        if all_of_it and len(base) < len(order):
+            return False
         front = list(base)[: FRONT_TASKS + self.book.active_annotators()]
         if not pusher.reorder_front(desk.id, pushed, base, front):
             return False

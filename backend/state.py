@@ -49,7 +49,7 @@ class Noted:
     wake: int  # running number of the project's events
     burst: int  # events of the project in the present span of two seconds and the one before
     waiting: frozenset[str]  # kinds of jobs that wait and will see what was noted
-    refreshed_at: float  # unix seconds of the last finished refresh; 0.0 when there was none
+    refreshed_at: float  # unix seconds at which the last refresh began; 0.0 when there was none
 
 
 class State:
@@ -121,7 +121,7 @@ class State:
             wake=int(wake),
             burst=int(burst),
             waiting=frozenset(kind.decode() for kind in waiting),
-            refreshed_at=float(json.loads(refreshed)["at"]) if refreshed else 0.0,
+            refreshed_at=float(refreshed or 0.0),
         )
 
     def events(self, project_id: int) -> list[dict[str, Any]]:
@@ -329,7 +329,7 @@ local span = math.floor(now / tonumber(ARGV[6]))
 local burst = redis.call('INCR', key .. ':burst:' .. span)
 redis.call('EXPIRE', key .. ':burst:' .. span, 10)
 burst = burst + tonumber(redis.call('GET', key .. ':burst:' .. (span - 1)) or 0)
-local answer = {adopted, wake, burst, redis.call('GET', key .. ':last_refresh') or ''}
+local answer = {adopted, wake, burst, redis.call('GET', key .. ':refresh_began') or ''}
 for _, kind in ipairs({'refresh', 'pool'}) do
   if redis.call('EXISTS', key .. ':waiting:' .. kind) == 1 then table.insert(answer, kind) end
 end

@@ -49,12 +49,16 @@ def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[
         versions = {p["model_version"] for p in task["predictions"]}
         if pushed.version not in versions:
             raise SystemExit(f"served from {versions}, not from {pushed.version!r}")
+        in_place = state.get(project_id, "front_of") == pushed.version
+        if in_place and str(task["id"]) not in state.get(project_id, "front"):
+            raise SystemExit(f"task {task['id']} is not in the front that was changed in place")
         rows.append(
             {
                 "submit_s": submitted - begun,
                 "order_s": ordered - submitted,
                 "next_task_s": served - ordered,
                 "total_s": served - submitted,
+                "in_place": float(in_place),
                 **{
                     f"{name.replace('labels', 'read')}_s": s
                     for name, s in state.get(project_id, "last_refresh")["seconds"].items()
@@ -116,6 +120,7 @@ def main() -> None:
             "tasks": args.tasks,
             "labels": args.labels,
             "import_flag": args.flag,
+            "front_changed_in_place": int(sum(row["in_place"] for row in rows)),
             "import_of_tasks_s": round(imported - begun, 1),
             "first_full_order_s": round(ready - imported, 1),
             **summary(rows),

@@ -81,20 +81,20 @@ def test_new_tasks_wake_the_pool_and_not_a_refresh(service, state, jobs):
 
 def test_a_flood_is_noted_without_waking_anybody_while_an_order_is_fresh(service, state, jobs):
     state.adopt(1)
-    state.put(1, "last_refresh", {"at": time.time()})
+    state.put(1, "refresh_began", time.time())
     for task in range(FLOOD):
         service.webhook(annotated(task + 1))
     state.clear_waiting(1, "refresh")
     before = list(jobs.woken)
     assert "flood" in service.webhook(annotated(999)).result
     assert jobs.woken == before and 999 in state.dirty(1)
-    state.put(1, "last_refresh", {"at": time.time() - 60})
+    state.put(1, "refresh_began", time.time() - 60)
     assert service.webhook(annotated(1000)).result == "queued"
 
 
 def test_the_start_training_button_is_heard_even_in_a_flood(service, state, jobs):
     state.adopt(1)
-    state.put(1, "last_refresh", {"at": time.time()})
+    state.put(1, "refresh_began", time.time())
     for task in range(FLOOD + 1):
         service.webhook(annotated(task + 1))
     state.clear_waiting(1, "refresh")

@@ -166,11 +166,11 @@ def test_a_flood_of_events_shows_in_the_count_of_its_span(state, clock):
     assert state.record(1, text="x").burst == 1
 
 
-def test_recording_tells_which_jobs_wait_and_when_the_last_refresh_was(state, clock):
+def test_recording_tells_which_jobs_wait_and_when_the_last_refresh_began(state, clock):
     state.adopt(1)
     assert state.record(1, text="x").waiting == frozenset() and state.record(1, text="x").refreshed_at == 0.0
     state.claim_waiting(1, "refresh", "job-1")
-    state.put(1, "last_refresh", {"at": 123.5, "labels": 3})
+    state.put(1, "refresh_began", 123.5)
     noted = state.record(1, text="x")
     assert noted.waiting == {"refresh"} and noted.refreshed_at == 123.5 and noted.adopted
     state.clear_waiting(1, "refresh")
