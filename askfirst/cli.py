@@ -172,7 +172,8 @@ def status(
     from backend.service import BackendService
 
     with _tools() as (workshop, dispatcher):
-        overview = BackendService(workshop, dispatcher).overview()
+        service = BackendService(workshop, dispatcher)
+        overview, redis_away = service.overview(), "redis" in service.ready()
     shown = [p for p in overview.projects if project in (None, p.project_id)]
     for warning in overview.warnings:
         typer.secho(f"! {warning}", fg=typer.colors.YELLOW)
@@ -190,6 +191,8 @@ def status(
             typer.echo(f"  {name:<9} {value}")
         for warning in p.warnings:
             typer.secho(f"  ! {warning}", fg=typer.colors.YELLOW)
+    if redis_away:
+        raise typer.Exit(1)
     if project is not None and not shown:
         raise fail(f"project {project} is not connected; run `askfirst connect --project {project}`")
     if not overview.projects:
@@ -269,6 +272,61 @@ def strategies() -> None:
     for strategy in api.list_strategies():
         typer.secho(strategy.name, bold=True)
         typer.echo(f"    {strategy.summary}" + (f" ({strategy.paper})" if strategy.paper else ""))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="CSV to write, one row per seed, strategy and round")],
+    images: Annotated[Path | None, typer.Option(help="folder of images, or of one folder per class")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with a column of image names and one of labels")] = None,
+    label: Annotated[str | None, typer.Option(help="column of the labels; without it: the first other one")] = None,
+    group: Annotated[str | None, typer.Option(help="column of groups (patient, lesion) that are kept together")] = None,
+    project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="replay a project's own labels")] = None,
+    strategy: Annotated[str, typer.Option(help="names, separated by commas; see `askfirst strategies`")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="labels per round")] = 10,
+    budget: Annotated[int, typer.Option(min=1, help="labels in all")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, help="repetitions, paired over strategies")] = 3,
+    test_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="examples that are only tested on")] = 0.25,
+    audit_share: Annotated[float | None, typer.Option(min=0.0, max=0.5, help="of the labels; as in production")] = None,
+    noise: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of answers that are wrong")] = 0.0,
+    workers: Annotated[int, typer.Option(min=1, help="pairs of seed and strategy at the same time")] = 1,
+    work: Annotated[Path, typer.Option(help="where embeddings are kept between runs")] = Path(".simulate"),
+    report: Annotated[Path | None, typer.Option(help="folder for tables and pictures")] = None,
+    metric: Annotated[str, typer.Option(help="column that the report compares by")] = "balanced_accuracy",
+    target: Annotated[float | None, typer.Option(help="value to count labels to; else 95 % of random's last")] = None,
+) -> None:
+    """Replay labels that are known, and see what each strategy would have been worth. Goes on where it was stopped.
+
+    With --report and without --images or --project only the report is written anew.
+    """
+    from .simulate_command import Request, run
+
+    names = tuple(name.strip() for name in strategy.split(",") if name.strip()) or ("random", _settings().strategy)
+    for name in names:
+        _known_strategy(name)
+    run(
+        Request(
+            out=out,
+            images=images,
+            labels=labels,
+            label=label,
+            group=group,
+            project=project,
+            strategies=tuple(dict.fromkeys(names)),
+            batch=batch,
+            budget=budget,
+            seeds=seeds,
+            test_share=test_share,
+            audit_share=audit_share,
+            noise=noise,
+            workers=workers,
+            work=work,
+            report=report,
+            metric=metric,
+            target=target,
+        ),
+        _settings(),
+    )
 
 
 # ---------------------------------------------------------------------- shared

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import label_studio as ls
 from .bots import BotError, Job, Record, email_of, enter, run_bots
 from .digits import COUNT, make_digits
-from .errors import LabelStudioProblem, OrderMissing, ProcessFailed
+from .errors import DataProblem, LabelStudioProblem, OrderMissing, ProcessFailed
 from .files import explained_disk_errors, only_user, require_free_space
 from .home import Home
 from .outcome import Outcome, announcement
@@ -87,7 +87,13 @@ def run(options: Options) -> int:
 def _user_images(options: Options) -> Dataset:
     assert options.images is not None
     data = read_folder(options.images)
-    return data if options.labels is None else with_labels(data, options.labels)
+    data = data if options.labels is None else with_labels(data, options.labels)
+    if len(data.classes) == 1:
+        raise DataProblem(
+            f"{options.labels or options.images} knows one label only, {data.classes[0]!r}: there is nothing to tell "
+            "apart. Give two labels or more."
+        )
+    return data
 
 
 class Demo:
@@ -109,7 +115,9 @@ class Demo:
         data = self._images(data)
         self._servers()
         session = self._login()
-        self.services.start_backend(self._environment())
+        environment = self._environment()
+        self.services.start_backend(environment)
+        self.home.write_backend_env({n: v for n, v in environment.items() if os.environ.get(n) != v})
         project, link, new = self._project(session, data)
         project_id = int(project["id"])
         self._backend()
@@ -124,6 +132,7 @@ class Demo:
             self.memory.password,
             self.memory.api_key,
             self.progress.seconds,
+            self.home.backend_env,
         )
         self.progress.note(announcement(outcome, len(data.files)))
         self._write(outcome)

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import secrets
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -106,6 +108,15 @@ class Home:
 
     def remember(self, memory: Memory) -> None:
         write_atomic(self._memory, json.dumps(asdict(memory), indent=1).encode(), mode=0o600)
+
+    @property
+    def backend_env(self) -> Path:
+        """Shell file with the settings of the running backend, for `askfirst doctor` and its like."""
+        return self.root / "backend.env"
+
+    def write_backend_env(self, settings: Mapping[str, str]) -> None:
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
+        write_atomic(self.backend_env, ("\n".join(lines) + "\n").encode(), mode=0o600)
 
     # ------------------------------------------------------------------ images
     def link(self, folder: Path) -> str:

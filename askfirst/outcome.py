@@ -24,6 +24,7 @@ class Outcome:
     password: str
     api_key: str
     phases: Mapping[str, float]  # name -> seconds
+    settings: Path  # shell file with the environment of the backend
     record: Record | None = None
     curve: tuple[CurvePoint, ...] = ()
     troubles: tuple[BotError, ...] = ()  # children that failed by themselves
@@ -43,6 +44,7 @@ class Outcome:
             "username": self.username,
             "password": self.password,
             "api_key": self.api_key,
+            "settings": str(self.settings),
             "phases": dict(self.phases),
             "restarts": dict(self.restarts),
             "errors": [asdict(error) for error in self.errors],
@@ -74,6 +76,7 @@ def announcement(outcome: Outcome, images: int) -> str:
             f"  Log in    {outcome.username}   password  {outcome.password}",
             f"  Press     Label All Tasks: of {images:,} images, the one the model learns most from comes first",
             f"  Watch     {outcome.backend_url}/status",
+            f"  Ask       . {outcome.settings}; .venv/bin/askfirst doctor --project {outcome.project_id}",
             "",
         ]
     )

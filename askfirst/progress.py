@@ -62,7 +62,9 @@ class Progress:
             self._status.start()
         try:
             yield phase
-        except BaseException:
+        except BaseException as error:
+            # The whole message follows when all is stopped; until then the line says why nothing goes on.
+            phase.text = f"{phase.text}: {next(iter(str(error).splitlines()), type(error).__name__)}".lstrip(": ")
             self._close(key, "✗", phase, begun)
             raise
         self._close(key, "✓", phase, begun)

@@ -30,6 +30,10 @@ class Dataset:
     truth: Mapping[str, str] = field(default_factory=dict)  # file -> class, where known
     notes: tuple[str, ...] = ()  # for the user: what was passed over
 
+    def by_name(self) -> dict[str, tuple[str, ...]]:
+        """Every name under which a file may be called -> the files that it may mean."""
+        return _index(self.files)
+
 
 def read_folder(path: Path) -> Dataset:
     """Images of a folder, or of one folder per class; then the folder names are the truth.
@@ -49,7 +53,7 @@ def read_folder(path: Path) -> Dataset:
     filled = {name: found for name, (found, _) in by_class.items() if found}
     if flat:
         if filled:
-            notes.append(f"{folder} holds images itself, so its folders were passed over: {_some(sorted(filled))}")
+            notes.append(f"{folder} holds images itself, so its folders were passed over: {shortened(sorted(filled))}")
         return Dataset(folder, tuple(sorted(flat, key=natural_key)), FOLDER_CONTROL, (), {}, tuple(notes))
     if not filled:
         raise DataProblem(_no_images(folder))
@@ -114,14 +118,14 @@ def with_labels(data: Dataset, path: Path) -> Dataset:
     Raises: DataProblem.
     """
     control, rows = _read_csv(path)
-    index = _index(data.files)
+    index = data.by_name()
     truth: dict[str, str] = {}
     missing: list[str] = []
     for line, name, label in rows:
         found = index.get(name, ())
         if len(found) > 1:
             raise DataProblem(
-                f"{path}, line {line}: {name!r} may be {_some(found)}. Write the path inside {data.folder}."
+                f"{path}, line {line}: {name!r} may be {shortened(found)}. Write the path inside {data.folder}."
             )
         if not found:
             missing.append(name)
@@ -131,7 +135,7 @@ def with_labels(data: Dataset, path: Path) -> Dataset:
             )
     if missing:
         raise DataProblem(
-            f"{path} names {len(missing)} of {len(rows)} images that are not in {data.folder}: {_some(missing)}. "
+            f"{path} names {len(missing)} of {len(rows)} images that are not in {data.folder}: {shortened(missing)}. "
             "Correct the names, remove these rows, or give another folder with --images."
         )
     if not truth:
@@ -187,6 +191,7 @@ def _index(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return index | {file: (file,) for file in files}  # the whole path is never ambiguous
 
 
-def _some(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """The first few of many, for a message."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

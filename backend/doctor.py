@@ -11,7 +11,7 @@ import httpx
 
 from .connect import SECRET_HEADER, our_webhooks, webhook_secret
 from .dispatch import Dispatcher
-from .errors import BackendError, LabelStudioRejected
+from .errors import BackendError, LabelStudioRejected, StoreUnavailable
 from .labeling_config import parse
 from .ls_client import LabelStudioClient
 from .project import Workshop
@@ -53,6 +53,8 @@ def _guarded(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except _Bad as bad:
         return Check(name, False, str(bad))
+    except StoreUnavailable as error:
+        return Check(name, False, str(error) if name == "Redis" else "not looked at: it needs Redis")
     except BackendError as error:
         return Check(name, False, str(error))
     except OSError as error:
@@ -114,7 +116,18 @@ def _workers(dispatcher: Dispatcher) -> str:
 
 
 def _web(settings: Settings) -> str:
-    url = f"http://127.0.0.1:{settings.port}/health"
+    """Asked on this machine, and where Label Studio was told to find us: one of them must answer."""
+    addresses = dict.fromkeys((f"http://127.0.0.1:{settings.port}", settings.url_for_label_studio))
+    for number, address in enumerate(addresses, start=1):
+        try:
+            return _web_at(settings, f"{address}/health")
+        except _Bad:
+            if number == len(addresses):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _web_at(settings: Settings, url: str) -> str:
     auth = (settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()) if settings.basic_auth_user else None
     try:
         answer = httpx.get(url, timeout=3.0, auth=auth)
@@ -124,7 +137,7 @@ def _web(settings: Settings) -> str:
             "(or ignore this line where the web process runs on another host)"
         ) from error
     if answer.status_code != 200 or answer.json().get("status") != "UP":
-        raise _Bad(f"{url} answers {answer.status_code}; is another program on port {settings.port}?")
+        raise _Bad(f"{url} answers {answer.status_code}; is another program there?")
     return f"{url} is up"
 
 
@@ -156,7 +169,7 @@ def _weights(settings: Settings) -> str:
 
 def _config(ls: LabelStudioClient, project_id: int) -> str:
     config = parse(ls.project(project_id).label_config)
-    return f"served: {len(config.classes)} classes ({', '.join(config.classes[:8])}); " + "; ".join(config.notes)
+    return "; ".join((f"served: {len(config.classes)} classes ({', '.join(config.classes[:8])})", *config.notes))
 
 
 def _reaches_us(workshop: Workshop, settings: Settings, project_id: int) -> str:

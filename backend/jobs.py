@@ -28,6 +28,7 @@ from .worker_context import context
 log = structlog.get_logger(__name__)
 
 REFRESHERS_IN_MEMORY = 8
+FINISHED_ANYWAY = 1_000  # predictions; a second or two of Label Studio's time
 
 
 def refresh(project_id: int, wake_number: int) -> str:
@@ -133,6 +134,10 @@ def show_progress(done: int, total: int, what: str = "") -> None:
 
 
 # ---------------------------------------------------------------------- the work
+class _PutOff(Exception):
+    """A full order was left for a quieter time; the message says how far it came."""
+
+
 _refreshers: dict[str, Refresher] = {}
 
 
@@ -177,25 +182,30 @@ def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     desk = workshop.desk(project_id, fresh=True)
     sync = PoolSync(desk)
     show_progress(0, desk.project.task_count, "listing tasks")
+    before = desk.files.tasks()
     tasks = sync.list_tasks(all_again="relist" in flags or not desk.files.tasks().ids)
     if desk.model.representation() is None:
         show_progress(0, len(tasks.ids), "images; first the features are made ready")
 
     def wake_refresh() -> None:
-        state.drop(project_id, "full_version")
         dispatcher.wake(project_id, "refresh", state.wake_number(project_id))
+
+    def more_is_known() -> None:
+        state.drop(project_id, "full_version")  # a full order of a smaller pool, or of fewer images
+        wake_refresh()
 
     report = sync.embed(
         tasks,
         progress=lambda done, total: show_progress(done, total, "images"),
-        checkpoint=wake_refresh,
+        checkpoint=more_is_known,
         should_stop=lambda: False,
     )
     state.put(project_id, "unreadable", {str(t): reason for t, reason in list(report.unreadable.items())[:1000]})
     state.put(project_id, "unreadable_count", len(report.unreadable))
     state.put(project_id, "pool_at", time.time())
     state.clean(project_id, "flags", {f: n for f, n in flags.items() if f in ("tasks", "relist")})
-    wake_refresh()
+    # A job that found nothing new must not have ten thousand predictions written again while people label.
+    (more_is_known if report.embedded or tasks.ids != before.ids else wake_refresh)()
     if "tasks" in state.flags(project_id):  # raised while we were at it
         dispatcher.wake(project_id, "pool", state.wake_number(project_id))
     return f"{len(tasks.ids)} tasks, {report.embedded} images embedded, {len(report.unreadable)} unreadable"
@@ -208,10 +218,26 @@ def _full(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     refresher.book.sync(state, workshop.ls, desk.config)
     before = state.last_annotation(project_id)
     tasks = desk.files.tasks()
+    if refresher.serves_all_there_is():
+        return "the full order that is served knows all there is"
     order = refresher.rank(workshop.settings.sprint_min, pending=[])
     if not len(order):
         return "nothing is left to label"
-    version = refresher.send(order, "full", tasks, flip=False, progress=show_progress)
+
+    def progress(done: int, total: int) -> None:
+        show_progress(done, total)
+        # Label Studio writes or serves. While people label a sprint is what they get, and quiet times come.
+        if (
+            total - done > FINISHED_ANYWAY
+            and state.last_annotation(project_id) != before
+            and not refresher.imports_are_slow()
+        ):
+            raise _PutOff(f"{done} of {total} predictions stored; put off while people label")
+
+    try:
+        version = refresher.send(order, "full", tasks, flip=False, progress=progress)
+    except _PutOff as put_off:
+        return str(put_off)
     state.put(project_id, "full_version", version)
     served = False
     with state.lease(project_id, "refresh", workshop.settings.lease_s) as held:

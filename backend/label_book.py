@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .labeling_config import LabelingConfig
-from .labels import Label, reduce_annotations
+from .labels import Label, class_indices, reduce_annotations
 from .ls_client import LabelStudioClient
 from .state import State
 
@@ -113,8 +113,7 @@ class LabelBook:
     # ------------------------------------------------------------------ what the loop asks
     def classes(self, config: LabelingConfig) -> dict[int, int]:
         """Task -> index of its agreed class in `config.classes`."""
-        index = {c: i for i, c in enumerate(config.classes)}
-        return {t: index[v] for t, label in self.labels.items() if (v := label.value) is not None and v in index}
+        return class_indices(self.labels, config.classes)
 
     def annotators_of(self, task_id: int) -> int:
         """Different people whose annotation of the task counts (skips do not)."""

@@ -7,7 +7,8 @@ most and a dict in some. The rules, in this order:
 2. Only results of our control about the whole image count: no other `from_name`, no per-region answers.
 3. If any annotation with an answer is marked as ground truth, only those count.
 4. Of several annotations by one annotator the newest counts.
-5. Answers that the config does not know are kept aside and counted; they return with their label (`remap`).
+5. Answers that the config does not know are kept aside and counted; they return with their label, because a changed
+   config reduces all annotations anew.
 6. The label with most votes wins. A tie has no label: it is shown to people and not trained on.
 """
 
@@ -43,17 +44,6 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Remapped:
-    """Labels under a changed set of classes."""
-
-    labels: dict[int, Label]  # by task id; the same tasks as before
-    added: tuple[str, ...]  # classes that are new
-    removed: tuple[str, ...]  # classes that are gone
-    set_aside: tuple[int, ...]  # tasks that lost their label with its class; kept as "unknown"
-    restored: tuple[int, ...]  # tasks that have a label now and had none before
-
-
-@dataclass(frozen=True)
 class _Answer:
     annotation_id: int
     annotator: object
@@ -78,37 +68,11 @@ def reduce_annotations(annotations: Iterable[Any], config: LabelingConfig) -> La
     return replace(label, annotation_ids=ids, ground_truth=bool(truths))
 
 
-def remap(labels: Mapping[int, Label], old_classes: Sequence[str], new_classes: Sequence[str]) -> Remapped:
-    """Settle all labels again after classes were added, renamed or removed; no vote is ever thrown away.
-
-    A renamed class is one removed and one added: only people know that they mean the same. Labels of a
-    removed class become "unknown" and return when the class returns.
-    """
-    settled = {task_id: _resettle(label, new_classes) for task_id, label in labels.items()}
-    return Remapped(
-        labels=settled,
-        added=tuple(c for c in new_classes if c not in set(old_classes)),
-        removed=tuple(c for c in old_classes if c not in set(new_classes)),
-        set_aside=tuple(t for t, new in settled.items() if new.value is None and labels[t].value is not None),
-        restored=tuple(t for t, new in settled.items() if new.value is not None and labels[t].value is None),
-    )
-
-
 def class_indices(labels: Mapping[int, Label], classes: Sequence[str]) -> dict[int, int]:
     """Task id -> class index, for the tasks whose label is agreed and among `classes`."""
     index = {name: i for i, name in enumerate(classes)}
     agreed = ((t, label.value) for t, label in labels.items() if label.value is not None)
     return {t: index[value] for t, value in agreed if value in index}
-
-
-def summary(labels: Iterable[Label]) -> tuple[dict[Kind, int], Votes]:
-    """How many tasks there are of each kind, and how many answers of each unknown label."""
-    kinds: dict[Kind, int] = {"agreed": 0, "tie": 0, "skipped": 0, "unknown": 0, "empty": 0}
-    unknown: Counter[str] = Counter()
-    for label in labels:
-        kinds[label.kind] += 1
-        unknown.update(dict(label.unknown))
-    return kinds, _ranked(unknown)
 
 
 def _settle(counts: Mapping[str, int], classes: Sequence[str]) -> Label:
@@ -120,13 +84,6 @@ def _settle(counts: Mapping[str, int], classes: Sequence[str]) -> Label:
     if len(known) > 1 and known[0][1] == known[1][1]:
         return Label(None, "tie", known, unknown=unknown)
     return Label(known[0][0], "agreed", known, unknown=unknown)
-
-
-def _resettle(label: Label, classes: Sequence[str]) -> Label:
-    if label.kind in ("skipped", "empty"):
-        return label
-    settled = _settle(dict(label.votes + label.unknown), classes)
-    return replace(settled, annotation_ids=label.annotation_ids, ground_truth=label.ground_truth)
 
 
 def _ranked(counts: Mapping[str, int]) -> Votes:

@@ -55,6 +55,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         strategy = desk.options.strategy or workshop.settings.strategy
     except UnsupportedLabelConfig:
         strategy = workshop.settings.strategy
+    note = state.get(project_id, "strategy_note")
     jobs = _jobs(workshop, dispatcher, project_id)
     return ProjectOverview(
         project_id=project_id,
@@ -67,7 +68,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         unlabelled=unlabelled,
         accuracy=accuracy_sentence(live),
         representation=representation.note if representation else "nothing is embedded yet",
-        strategy=strategy,
+        strategy=f"{strategy}: {note}" if note else strategy,
         warnings=_warnings(workshop, project_id, desk),
         queue=_queue(order, annotated) if order else (),
         events=state.events(project_id)[:10],

@@ -80,21 +80,29 @@ def _may_rest(workshop: Workshop, project_id: int) -> bool:
 
 def _touched_tasks(workshop: Workshop, desk: ProjectDesk) -> list[int]:
     """Annotated tasks that changed since the last look and that no event named."""
-    state = workshop.state
+    state, now = workshop.state, time.time()
     seen: dict[str, str] = state.get(desk.id, "seen") or {}
-    since = state.get(desk.id, "watermark")
-    if since is None:
+    mark = state.get(desk.id, "watermark")
+    if mark is None:
         # First look (or Redis was emptied): everything is read anyway, only the starting point is needed.
         newest = workshop.ls.newest_change(desk.id)
         if newest is not None:
-            state.put(desk.id, "watermark", newest)
+            state.put(desk.id, "watermark", {"stamp": newest, "since": now, "settled": True})
         if state.annotations(desk.id) is None:
             state.record(desk.id, text="labels are read anew", flags=["all-labels"])
         return []
-    start = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    rows = workshop.ls.touched_since(desk.id, start)
+    # Until a stamp is old enough for everything before it to be committed, a look begins before it, one last time
+    # when it just is. After that it begins at it: an import gives a hundred thousand tasks nearly the same stamp, and
+    # reading them again at every tick would keep Label Studio busy for good.
+    settled = now - mark["since"] > OVERLAP.total_seconds()
+    begin = _moment(mark["stamp"]) - (timedelta() if mark["settled"] else OVERLAP)
+    rows = workshop.ls.touched_since(desk.id, begin.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
     stamps = {str(r["id"]): str(r["updated_at"]) for r in rows}
-    state.put(desk.id, "watermark", max([since, *stamps.values()]))
+    newest = max([mark["stamp"], *stamps.values()])
+    if newest != mark["stamp"]:
+        state.put(desk.id, "watermark", {"stamp": newest, "since": now, "settled": False})
+    elif settled and not mark["settled"]:
+        state.put(desk.id, "watermark", {**mark, "settled": True})
     state.put(desk.id, "seen", stamps)
     changed = [r for r in rows if seen.get(str(r["id"])) != str(r["updated_at"])]
     cached = state.annotations_of(desk.id, [int(r["id"]) for r in changed])

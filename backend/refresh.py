@@ -238,10 +238,15 @@ class Refresher:
             audit=desk.audit,
             strategy=desk.options.strategy or settings.strategy,
             front=front,
-            explore=settings.explore if desk.options.explore is None else desk.options.explore,
+            layers=training.Shares(
+                explore=settings.explore if desk.options.explore is None else desk.options.explore,
+                quota=settings.quota,
+                veto=settings.veto,
+            ),
             seed=settings.seed,
             last=late,
         )
+        self._state.put(desk.id, "strategy_note", ranking.note)
         return from_ranking(ranking, live.classes if live else config.classes)
 
     def _push(self, clock: Stopwatch) -> str | None:
@@ -307,6 +312,18 @@ class Refresher:
         if flip:
             self.serve_stored(order, version, tasks)
         return version
+
+    def serves_all_there_is(self) -> bool:
+        """Whether a full order of the live model and of the pool as it is now is served already."""
+        desk = self.desk
+        pushed, live = read_pushed(self._state, desk.id), desk.model.live()
+        return (
+            pushed is not None
+            and (pushed.kind, pushed.model) == ("full", live.id if live else None)
+            and pushed.pool == self.pool_mark(desk.files.tasks())
+            and self._state.get(desk.id, "front_of") != pushed.version
+            and pushed.version == self._state.get(desk.id, "full_version")
+        )
 
     def imports_are_slow(self) -> bool:
         """Whether scores of a stored order are changed in place here, instead of importing the next tasks anew."""

@@ -187,6 +187,22 @@ class Settings(BaseSettings):
     explore: float = _setting(
         0.1, "share", "part of every batch drawn uniformly at random", "ASKFIRST_EXPLORE", "MODEL_EXPLORE", ge=0, le=1
     )
+    quota: float = _setting(
+        0.0,
+        "share",
+        "part of every batch that goes to classes with few labels while the predicted classes are lopsided",
+        "ASKFIRST_QUOTA",
+        ge=0,
+        le=1,
+    )
+    veto: float = _setting(
+        0.0,
+        "share",
+        "part of the pool, the least like anything else, that is not asked for (one a batch is, as a probe for junk)",
+        "ASKFIRST_VETO",
+        ge=0,
+        le=0.5,
+    )
     audit_share: float = _setting(
         0.1,
         "share",

@@ -22,6 +22,7 @@ REASONS = {
     "uncertain": "the model is unsure",
     "diverse": "unlike what is labelled so far",
     "explore": "drawn at random",
+    "probe": "unlike anything else: is this junk?",
     "audit": "measures accuracy, never trained on",
     "pending": "open in a browser now",
     "unread": "picture not read yet",

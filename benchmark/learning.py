@@ -73,7 +73,7 @@ def replay(strategy: str, seed: int, labels: int) -> list[dict[str, Any]]:
                 audit=audit,
                 strategy=strategy,
                 front=FRONT,
-                explore=EXPLORE,
+                layers=training.Shares(explore=EXPLORE),
                 seed=seed,
             )
             chosen = int(ranking.example_ids[0])

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from .ranking import (
     Candidates,
     Ranked,
     Ranking,
+    Shares,
     order_candidates,
     to_ranking,
     unread_only,
@@ -49,6 +51,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Representation",
+    "Shares",
     "StrategyInfo",
     "TrainingError",
     "UnreadableImage",
@@ -168,6 +171,13 @@ class ProjectModel:
         view = self._current_view()
         return {} if view is None else view.table.unreadable()
 
+    def features(self, example_ids: Sequence[int] | Ids) -> NDArray[np.float32]:
+        """[n, D] raw embeddings in the representation in use. Raises DataError if one is not embedded."""
+        view = self._current_view()
+        if view is None:
+            raise DataError("nothing is embedded yet")
+        return view.rows(as_ids(example_ids))
+
     def refresh_pool(self) -> None:
         """Notice what other processes embedded."""
         view = self._current_view()
@@ -281,7 +291,7 @@ class ProjectModel:
         audit: Callable[[int], bool],
         strategy: str,
         front: int,
-        explore: float,
+        layers: Shares,
         seed: int,
         last: Sequence[int] = (),
     ) -> Ranking:
@@ -297,7 +307,7 @@ class ProjectModel:
             pending: ids handed out and not answered; those that are also unlabelled keep their place in front.
             audit: whether an id belongs to the audit slice. An `AuditStream` is asked for all ids at once.
             strategy: a name of `list_strategies`.
-            front: places; explore: share of them that is uniform random.
+            front: places; layers: shares of them that go to chance, to rare classes, and to the veto.
             last: ids to ask after all others, ranked too.
         Raises:
             VersionMissing, CheckpointCorrupt; uncertainty.errors.UnknownMethodError.
@@ -327,10 +337,11 @@ class ProjectModel:
                 pending=np.isin(ids, as_ids(pending)),
                 audit=is_audit,
                 open=is_open,
+                labels=None if stored is None else self._trained_labels(stored.info.id, ids),
             ),
             strategy=strategy,
             front=front,
-            explore=explore,
+            layers=layers,
             audit_share=0.0 if audit_is_enough(audited, accuracy) else _AUDIT_SHARE,
             seed=seed,
         )
@@ -341,7 +352,18 @@ class ProjectModel:
         reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
         unread = np.concatenate([wanted, late])
         unread = unread[~np.isin(unread, ids)]
-        return to_ranking(version, ids, log_p, rows, reasons, unread)
+        return replace(to_ranking(version, ids, log_p, rows, reasons, unread), note=order.note)
+
+    def _trained_labels(self, version: str, ids: Ids) -> Ids:
+        """[N] class index of each embedded id that the version was trained on, -1 elsewhere."""
+        labels = self._versions.labels(version)
+        known = as_ids(list(labels))
+        out = np.full(len(ids), -1, np.int64)
+        if len(known) and len(ids):
+            place = np.minimum(np.searchsorted(ids, known), len(ids) - 1)
+            there = ids[place] == known
+            out[place[there]] = np.array(list(labels.values()), np.int64)[there]
+        return out
 
     # ------------------------------------------------------------------ versions
     def versions(self) -> list[VersionInfo]:

@@ -2,9 +2,8 @@
 
     n  labelled examples     D  embedding width     R  coordinates of `Space`     C  classes
 
-Minimises  sum_i w_i CE(softmax(W' z_i + b), y_i) + lambda/2 |W|^2 + (one pseudo-example, shared by all classes,
-at the centre of the pool). The last term is what keeps the bias finite when a class, or every class but one, has
-no example yet; its weight is one label in total. Everything is convex: warm starts change time, never results.
+The objective and its minimiser are those of `uncertainty.linear_head`, in the coordinates of `Space`: the
+pseudo-example lies at the centre of the pool. Here: regularisation, temperature and what the next fit takes over.
 """
 
 from __future__ import annotations
@@ -14,7 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
+
+from uncertainty.linear_head import LinearHead as _Solution
+from uncertainty.linear_head import find_minimum
 
 from .errors import TrainingDiverged
 from .linear import Floats, Head, log_softmax
@@ -32,6 +34,7 @@ _SEARCH_ROWS = 1_000  # labels that the search for lambda looks at; the curve is
 _WORSE_STEPS = 2  # the search stops after so many lambdas without a better one
 _ROUGH = 1e-3  # the same while searching for lambda: its likelihood moves by 0.1 % (HAM10000, MNIST)
 _GRADIENT = 1e-4  # stop when no partial derivative exceeds this times sqrt(n), in preconditioned coordinates
+_LOSS_CHANGE = 1e-10  # relative, of one step; float32 products tell no smaller ones
 _STEPS = 300
 
 
@@ -119,60 +122,18 @@ def fit_head(
     return HeadFit(head, lam, lam_labels, temperature_labels, nll)
 
 
-@dataclass(frozen=True, eq=False)
-class _Solution:
-    weight: Doubles  # [R, C]
-    bias: Doubles  # [C]
-
-    @classmethod
-    def zero(cls, width: int, classes: int) -> _Solution:
-        return cls(np.zeros((width, classes)), np.zeros(classes))
-
-    def logits(self, z: Floats) -> Doubles:
-        product: Doubles = (z @ self.weight.astype(np.float32)).astype(np.float64) + self.bias
-        return product
-
-
 def solve(
     z: Floats, y: Ints, w: Doubles, classes: int, lam: float, start: _Solution, gradient: float = _GRADIENT
 ) -> _Solution:
-    """The minimiser for one lambda by L-BFGS, preconditioned by the diagonal of a bound on the curvature.
+    """The minimiser for one lambda; z: [n, R] coordinates; y: [n]; w: [n]. Products run in float32, sums in float64.
 
-    z: [n, R] coordinates; y: [n]; w: [n]. Products run in float32, sums in float64.
+    Raises:
+        TrainingDiverged: the loss is not finite.
     """
-    n, width = z.shape
-    # Softmax curvature is at most p(1-p) <= 1/4 per class, and about 1/(2C) when the classes are alike.
-    curvature = 1 / (2 * classes)
-    squares = (z * z).T @ w.astype(np.float32)  # [R]
-    step = 1 / np.sqrt(curvature * squares.astype(np.float64) + lam)  # [R]
-    bias_step = 1 / np.sqrt(curvature * (w.sum() + 1))
-    scaled = z * step.astype(np.float32)
-    ridge = (lam * step**2)[:, None]
-    rows = np.arange(n)
-    prior = 1 / classes
-
-    def loss(flat: Doubles) -> tuple[float, Doubles]:
-        point = flat.reshape(width + 1, classes)
-        bias = point[width] * bias_step
-        log_p = log_softmax((scaled @ point[:width].astype(np.float32)).astype(np.float64) + bias)
-        log_prior = log_softmax(bias)
-        value = -(w @ log_p[rows, y]) - prior * log_prior.sum() + 0.5 * float((ridge * point[:width] ** 2).sum())
-        error = np.exp(log_p)
-        error[rows, y] -= 1
-        error *= w[:, None]
-        gradient = np.empty_like(point)
-        gradient[:width] = scaled.T @ error.astype(np.float32)
-        gradient[:width] += ridge * point[:width]
-        gradient[width] = (error.sum(0) + np.exp(log_prior) - prior) * bias_step
-        return float(value), gradient.ravel()
-
-    first = np.vstack([start.weight / step[:, None], start.bias / bias_step])
-    options = {"maxiter": _STEPS, "maxcor": 10, "gtol": gradient * np.sqrt(n + 1), "ftol": 1e-10}
-    result = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
-    if not np.isfinite(result.fun):
-        raise TrainingDiverged(int(result.nit), float(result.fun))
-    point = result.x.reshape(width + 1, classes)
-    return _Solution(point[:width] * step[:, None], point[width] * bias_step)
+    found = find_minimum(z, y, w, classes, lam, start, gradient=gradient, loss_change=_LOSS_CHANGE, steps=_STEPS)
+    if not np.isfinite(found.loss):
+        raise TrainingDiverged(found.steps, found.loss)
+    return found.head
 
 
 def stratified_folds(y: Ints, folds: int, *, groups: Ints | None = None, seed: int = 0) -> Ints:

@@ -11,7 +11,7 @@ N  embedded examples    D  dimensions for selection    C  classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from .linear import Floats
 
 if TYPE_CHECKING:
-    from uncertainty.strategies import Selection
+    pass
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Reason = Literal["uncertain", "diverse", "explore", "audit", "pending", "unread"]
+Reason = Literal["uncertain", "diverse", "explore", "audit", "pending", "unread", "probe"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 _CODE = {reason: np.int8(code) for code, reason in enumerate(REASONS)}
 
@@ -65,6 +65,15 @@ def hash_ids(example_ids: Ids, salt: int = 0) -> NDArray[np.uint64]:
         return x ^ (x >> np.uint64(31))
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the front that are not the strategy's own; see `uncertainty.layers.Layers`."""
+
+    explore: float = 0.1
+    quota: float = 0.0
+    veto: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """All embedded examples of a project, and what is known of each. A row may be none of the four."""
@@ -76,6 +85,7 @@ class Candidates:
     pending: Mask  # [N] handed out, not answered
     audit: Mask  # [N] of the audit slice, labelled or not
     open: Mask  # [N] still to be labelled, pending and audit ones included
+    labels: Ids | None = None  # [N] class index of what was trained on, -1 elsewhere; None: not known
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Order:
 
     rows: Ids
     reasons: NDArray[np.int8]  # index in REASONS
+    note: str = ""  # what the strategy measured in the pool, for people
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class Ranking:
     confidence: NDArray[np.float32]  # calibrated, of the likeliest class; 0 without a version
     label: NDArray[np.int32]  # index in the version's classes, -1 for none
     reason: NDArray[np.int8]  # index in REASONS
+    note: str = ""  # what the strategy measured in the pool, for people
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -120,14 +132,14 @@ class Ranking:
 
 
 def order_candidates(
-    pool: Candidates, *, strategy: str, front: int, explore: float, audit_share: float, seed: int
+    pool: Candidates, *, strategy: str, front: int, layers: Shares, audit_share: float, seed: int
 ) -> Order:
     """Order every open row.
 
     Args:
         strategy: name from `uncertainty.strategies`.
         front: places chosen by the strategy, random and audit ones among them.
-        explore: share of those that is uniform random, in [0, 1].
+        layers: shares of those that go to chance, to rare classes, and to the veto.
         audit_share: share of all places that audit examples get while there are any; 0 puts them last.
     Raises:
         uncertainty.errors.UnknownMethodError, PoolError.
@@ -135,7 +147,7 @@ def order_candidates(
     pending = np.flatnonzero(pool.open & pool.pending)
     audit = np.flatnonzero(pool.open & ~pool.pending & pool.audit)
     audit = audit[np.argsort(hash_ids(pool.example_ids[audit], salt=1), kind="stable")]
-    chosen, why = _front(pool, strategy, front - min(len(audit), round(front * audit_share)), explore, seed)
+    chosen, why, note = _front(pool, strategy, front - min(len(audit), round(front * audit_share)), layers, seed)
     left = pool.open & ~pool.pending & ~pool.audit
     left[chosen] = False
     rest = _by_uncertainty(pool, np.flatnonzero(left), strategy, seed)
@@ -144,7 +156,10 @@ def order_candidates(
     rest_why = _CODE["explore" if blind else "uncertain"]
     main = np.concatenate([chosen, rest])
     main_why = np.concatenate([why, np.full(len(rest), rest_why, np.int8)])
-    place = _audit_places(len(main), len(audit), audit_share)
+    given = pool.labelled | (pool.open & pool.pending)
+    place = _audit_places(
+        len(main), len(audit), audit_share, given=int(given.sum()), audited=int((given & pool.audit).sum())
+    )
     rows = np.empty(len(main) + len(audit), np.int64)
     reasons = np.full(len(rows), _CODE["audit"], np.int8)
     rows[place] = audit
@@ -154,12 +169,14 @@ def order_candidates(
     return Order(
         rows=np.concatenate([pending, rows]),
         reasons=np.concatenate([np.full(len(pending), _CODE["pending"], np.int8), reasons]),
+        note=note,
     )
 
 
-def _front(pool: Candidates, strategy: str, k: int, explore: float, seed: int) -> tuple[Ids, NDArray[np.int8]]:
-    """Up to k rows by the strategy and why; fewer where near-duplicates leave no more."""
+def _front(pool: Candidates, strategy: str, k: int, layers: Shares, seed: int) -> tuple[Ids, NDArray[np.int8], str]:
+    """Up to k rows by the strategy, why, and what it noted; fewer where near-duplicates leave no more."""
     from uncertainty import strategies
+    from uncertainty.layers import Layers, select_in_layers
 
     strategies.get_strategy(strategy)  # a wrong name is an error even when nothing is left to choose
     view = strategies.Pool(
@@ -168,33 +185,23 @@ def _front(pool: Candidates, strategy: str, k: int, explore: float, seed: int) -
         labelled=pool.labelled & ~pool.audit,
         pending=pool.pending,
         excluded=(pool.audit | ~(pool.labelled | pool.open)) & ~pool.pending,
+        labels=pool.labels,
     )
+    shares = Layers(layers.explore, layers.quota, layers.veto)
     left = int(view.selectable.sum()) if view.size else 0
     k = min(k, left)
     if k <= 0:
-        return np.empty(0, np.int64), np.empty(0, np.int8)
+        return np.empty(0, np.int64), np.empty(0, np.int8), ""
     wanted = k
     while True:
         wanted = min(left, wanted + int(_SPARE * wanted) + 8)
-        selection = strategies.select(strategy, view, wanted, seed=seed)
+        selection = select_in_layers(strategy, view, wanted, seed=seed, layers=shares)
         distinct = _distinct(pool, selection.indices)
         if len(distinct) >= k or wanted == left:
             break
         wanted *= 2
-    chosen = _take(selection, distinct[:k])
-    mixed = strategies.interleave(chosen, view, explore, np.random.default_rng([seed, 1]))
-    # A random example may be a copy of a chosen one: those that were not needed so far fill up.
-    spare = _take(selection, distinct[~np.isin(selection.indices[distinct], mixed.indices)])
-    rows = np.concatenate([mixed.indices, spare.indices])
-    why = np.array([_CODE[reason] for reason in mixed.reason + spare.reason], np.int8)
-    keep = _distinct(pool, rows)[:k]
-    return rows[keep], why[keep]
-
-
-def _take(selection: Selection, places: Ids) -> Selection:
-    """Some places of a selection, in the order given."""
-    reasons = tuple(selection.reason[place] for place in places.tolist())
-    return replace(selection, indices=selection.indices[places], gain=selection.gain[places], reason=reasons)
+    chosen = selection.take(distinct[:k])
+    return chosen.indices, np.array([_CODE[reason] for reason in chosen.reason], np.int8), chosen.note
 
 
 def _distinct(pool: Candidates, rows: Ids) -> Ids:
@@ -227,14 +234,24 @@ def _has_predictions(pool: Candidates) -> bool:
     return pool.log_probabilities is not None and pool.log_probabilities.shape[1] >= 2
 
 
-def _audit_places(others: int, audit: int, share: float) -> Ids:
-    """Places of the audit examples: the middle of each stretch of 1/share places, then the end."""
+def _audit_places(others: int, audit: int, share: float, *, given: int, audited: int) -> Ids:
+    """Places of the audit examples, counted from the next example that is asked for.
+
+    The order is made anew after each label, so a place counts by how many labels were given before: the audit slice
+    gets its share of all labels, whether one is taken from each order or a hundred. Arrears are made up for in every
+    second place.
+
+    Args:
+        given: labels given or handed out before, `audited` of them for audit examples.
+    """
     total = others + audit
     if share <= 0:
         return np.arange(others, total)
-    regular = np.floor((np.arange(audit) + 0.5) / share).astype(np.int64)
+    number = np.arange(audit)
+    due = np.ceil((audited + number + 0.5) / share - given - 0.5).astype(np.int64)
+    spaced = np.maximum.accumulate(np.maximum(due, 0) - 2 * number) + 2 * number
     # Those that would fall beyond the end stand there, in order.
-    return np.minimum(regular, np.arange(others, total))
+    return np.minimum(spaced, np.arange(others, total))
 
 
 def to_ranking(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .errors import NotADistributionError, PoolError, ShapeError
-from .registry import score
 from .shapes import check_mask
 
 Rows = npt.NDArray[np.int64]
@@ -31,6 +30,8 @@ class Pool:
         excluded: [N] bool, ignored altogether: neither selected nor covered nor in need of coverage (audit
             examples, unreadable images). Such rows may hold anything.
         groups: [N] int64 or None, near-duplicate group of each row, -1 for none.
+        labels: [N] int64 or None, class index of each labelled row, -1 where unknown. Strategies that weigh
+            classes use them, and posterior samples are drawn from them where log_probs hold one sample only.
 
     Raises:
         ShapeError: lengths or axes disagree, or a mask is not boolean.
@@ -44,6 +45,7 @@ class Pool:
     pending: npt.NDArray[np.bool_]
     excluded: npt.NDArray[np.bool_]
     groups: npt.NDArray[np.int64] | None = None
+    labels: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         features = np.asarray(self.features)
@@ -60,6 +62,11 @@ class Pool:
             if groups.shape != (n,) or groups.dtype.kind not in "iu":
                 raise ShapeError(f"expected groups as integers of shape [{n}], got {groups.dtype} {list(groups.shape)}")
             object.__setattr__(self, "groups", groups.astype(np.int64))
+        if self.labels is not None:
+            labels = np.asarray(self.labels)
+            if labels.shape != (n,) or labels.dtype.kind not in "iu":
+                raise ShapeError(f"expected labels as integers of shape [{n}], got {labels.dtype} {list(labels.shape)}")
+            object.__setattr__(self, "labels", labels.astype(np.int64))
         if self.log_probs is not None:
             shape = tuple(self.log_probs.shape)
             if len(shape) != 3 or shape[0] != n:
@@ -99,17 +106,28 @@ class Pool:
             return self.log_probs.detach()[torch.from_numpy(rows)].cpu()
         return torch.from_numpy(self.log_probs[rows])
 
-    def uncertainty(self, method: str, rows: Rows) -> npt.NDArray[np.float32]:
-        """Scores of some rows by a registered method, [len(rows)].
+    @property
+    def tells_classes(self) -> bool:
+        """Whether labels of at least two classes are known."""
+        return len(np.unique(self.labels_of_labelled)) >= 2
 
-        Raises:
-            As `registry.score`; PoolError without log_probs.
-        """
-        out = np.empty(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            out[start : start + len(part)] = score(method, self.predictions(part)).float().numpy()
-        return out
+    @property
+    def known_rows(self) -> Rows:
+        """Rows whose class is known, ascending."""
+        if self.labels is None:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.labelled & ~self.excluded & (self.labels >= 0))
+
+    @property
+    def labels_of_labelled(self) -> Rows:
+        """Classes of `known_rows`."""
+        return np.empty(0, np.int64) if self.labels is None else self.labels[self.known_rows]
+
+    @property
+    def classes(self) -> int:
+        """C: classes of the predictions, or the largest label known plus one, whichever is more."""
+        predicted = 0 if self.log_probs is None else int(self.log_probs.shape[2])
+        return max(predicted, int(self.labels_of_labelled.max(initial=-1)) + 1)
 
     def likeliest_class(self, rows: Rows) -> Rows:
         """Class index of the averaged prediction of some rows, [len(rows)].

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
+from math import log, sqrt
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class MethodInfo:
     unit: str  # "nats" or "1"
     min_samples: int  # 1: works on a single forward pass
     paper: str
+    summary: str  # completes "most uncertain first by ..."
 
 
 _METHODS: dict[str, MethodInfo] = {}
@@ -80,6 +81,88 @@ def score(name: str, log_probs: Tensor) -> Tensor:
 
 
 _SETTLES = "Settles 2009, Active Learning Literature Survey, sec. 3.1"
-register(MethodInfo("entropy", scores.predictive_entropy, lambda S, C: log(C), "nats", 1, _SETTLES))
-register(MethodInfo("margin", scores.margin_uncertainty, lambda S, C: 1.0, "1", 1, _SETTLES))
-register(MethodInfo("least_confidence", scores.least_confidence, lambda S, C: 1 - 1 / C, "1", 1, _SETTLES))
+register(
+    MethodInfo(
+        "entropy", scores.predictive_entropy, lambda S, C: log(C), "nats", 1, _SETTLES, "the entropy of the prediction"
+    )
+)
+register(
+    MethodInfo(
+        "margin",
+        scores.margin_uncertainty,
+        lambda S, C: 1.0,
+        "1",
+        1,
+        _SETTLES,
+        "the gap between the two likeliest classes",
+    )
+)
+register(
+    MethodInfo(
+        "least_confidence",
+        scores.least_confidence,
+        lambda S, C: 1 - 1 / C,
+        "1",
+        1,
+        _SETTLES,
+        "how unlikely the likeliest class is",
+    )
+)
+register(
+    MethodInfo(
+        "ratio",
+        scores.ratio,
+        lambda S, C: 1.0,
+        "1",
+        1,
+        "Monarch 2021, Human-in-the-Loop Machine Learning, sec. 3.2",
+        "the second likeliest class over the likeliest",
+    )
+)
+# One sample says nothing about any of these, or the same as entropy.
+_HOULSBY = "Houlsby et al. 2011, arXiv:1112.5745"
+_GAL = "Gal et al. 2017, arXiv:1703.02910"
+register(
+    MethodInfo(
+        "expected_entropy",
+        scores.expected_entropy,
+        lambda S, C: log(C),
+        "nats",
+        2,
+        _HOULSBY,
+        "the doubt that the posterior samples share",
+    )
+)
+register(
+    MethodInfo(
+        "bald",
+        scores.mutual_information,
+        lambda S, C: log(min(S, C)),
+        "nats",
+        2,
+        _HOULSBY,
+        "what the posterior samples disagree about",
+    )
+)
+register(
+    MethodInfo(
+        "variation_ratio",
+        scores.variation_ratio,
+        lambda S, C: 1 - 1 / C,
+        "1",
+        2,
+        _GAL,
+        "the share of posterior samples outvoted by the others",
+    )
+)
+register(
+    MethodInfo(
+        "mean_std",
+        scores.mean_std,
+        lambda S, C: sqrt((1 - 1 / min(S, C)) / C),
+        "1",
+        2,
+        _GAL,
+        "how much the probabilities vary between posterior samples",
+    )
+)

@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import stat
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from sklearn.datasets import load_digits
 
 from askfirst import digits
 from askfirst.bots import BotError, Record, Served
-from askfirst.demo import first_label_times
+from askfirst.demo import Options, first_label_times, run
+from askfirst.errors import DataProblem
 from askfirst.home import Home
 from askfirst.outcome import Outcome, announcement
 from askfirst.processes import Supervisor
@@ -162,6 +165,7 @@ def test_a_phase_that_fails_says_so_and_keeps_its_time():
     with pytest.raises(ValueError, match="broken"), progress.phase("redis", "Redis"):
         raise ValueError("broken")
     assert out.getvalue().startswith("✗ Redis")
+    assert "broken" in out.getvalue()
 
 
 def test_a_long_phase_gives_signs_of_life_in_a_log_but_not_more_often_than_needed():
@@ -176,6 +180,26 @@ def test_a_long_phase_gives_signs_of_life_in_a_log_but_not_more_often_than_neede
     ]
 
 
+# ---------------------------------------------------------------------- settings for other commands
+def test_the_settings_of_the_backend_can_be_read_by_a_shell_and_by_nobody_else(tmp_path):
+    home = Home(tmp_path)
+    home.write_backend_env({"ASKFIRST_REDIS_URL": "redis://:p'a$s@127.0.0.1:1/0", "PORT": "9090"})
+    shell = f'. {home.backend_env}; printf "%s %s" "$ASKFIRST_REDIS_URL" "$PORT"'
+    said = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert said == "redis://:p'a$s@127.0.0.1:1/0 9090"
+    assert stat.S_IMODE(home.backend_env.stat().st_mode) == 0o600
+
+
+def test_truth_of_one_label_only_is_refused_before_anything_is_made(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "truth.csv").write_text("image,kind\na.png,x\nb.png,x\n")
+    options = Options(images=tmp_path, labels=tmp_path / "truth.csv", data_dir=tmp_path / "demo")
+    with pytest.raises(DataProblem, match="one label only"):
+        run(options)
+    assert not (tmp_path / "demo").exists()
+
+
 # ---------------------------------------------------------------------- outcome
 def outcome(**changes) -> Outcome:
     return Outcome(
@@ -187,6 +211,7 @@ def outcome(**changes) -> Outcome:
             "password": "p",
             "api_key": "k",
             "phases": {"images": 1.0},
+            "settings": Path("/data/backend.env"),
             **changes,
         }
     )
@@ -229,6 +254,7 @@ def test_the_announcement_says_where_how_and_what_to_press():
         "Label All Tasks",
         "1,797",
         "http://127.0.0.1:2/status",
+        ". /data/backend.env; .venv/bin/askfirst doctor --project 3",
     ):
         assert word in text
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.labeling_config import parse
-from backend.labels import Label, class_indices, reduce_annotations, remap, summary
+from backend.labels import Label, class_indices, reduce_annotations
 
 CONFIG = parse(
     '<View><Image name="img" value="$image"/><Choices name="cls" toName="img">'
@@ -217,49 +217,23 @@ def test_the_majority_agrees_with_counting_by_hand(values):
     assert got.value == (winners[0] if len(winners) == 1 else None)
 
 
+def under(classes, *annotations):
+    """The label of the same annotations under a config with other classes."""
+    rows = "".join(f'<Choice value="{c}"/>' for c in classes)
+    xml = f'<View><Image name="img" value="$image"/><Choices name="cls" toName="img">{rows}</Choices></View>'
+    return reduce_annotations(annotations, parse(xml))
+
+
 def test_a_removed_label_is_set_aside_and_comes_back_with_its_class():
-    labels = {
-        1: label(annotation("cat")),
-        2: label(annotation("dog")),
-        3: label(annotation(was_cancelled=True)),
-    }
-    without = remap(labels, CLASSES, ("dog", "bird"))
-    assert (without.removed, without.added, without.set_aside) == (("cat",), (), (1,))
-    assert without.labels[1].kind == "unknown"
-    assert without.labels[3] == labels[3]
-    again = remap(without.labels, ("dog", "bird"), CLASSES)
-    assert again.labels == labels
-    assert again.restored == (1,)
-
-
-def test_a_renamed_class_is_one_removed_and_one_added():
-    changed = remap({1: label(annotation("cat"))}, CLASSES, ("feline", "dog", "bird"))
-    assert (changed.added, changed.removed) == (("feline",), ("cat",))
-    assert changed.labels[1].unknown == (("cat", 1),)
+    assert under(("dog", "bird"), annotation("cat")).kind == "unknown"
+    assert under(("dog", "bird"), annotation("cat")).unknown == (("cat", 1),)
+    assert under(CLASSES, annotation("cat")).value == "cat"
 
 
 def test_an_added_class_turns_unknown_votes_into_votes():
-    labels = {1: label(annotation("zebra", by=1), annotation("zebra", by=2), annotation("cat", by=3))}
-    changed = remap(labels, CLASSES, (*CLASSES, "zebra"))
-    assert changed.labels[1].value == "zebra"
-    assert changed.added == ("zebra",)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from([*CLASSES, "zebra"]), st.integers(1, 3)), max_size=6),
-    st.sets(st.sampled_from([*CLASSES, "zebra"])),
-)
-def test_remapping_equals_reading_the_annotations_again_under_the_new_classes(answers, kept):
-    annotations = [annotation(value, by=by) for value, by in answers]
-    new = tuple(sorted(kept))
-    remapped = remap({1: label(*annotations)}, CLASSES, new).labels[1]
-    back = remap({1: remapped}, new, CLASSES).labels[1]
-    assert back == label(*annotations)
-    if len(new) > 1:
-        rows = "".join(f'<Choice value="{c}"/>' for c in new)
-        xml = f'<View><Image name="img" value="$image"/><Choices name="cls" toName="img">{rows}</Choices></View>'
-        assert remapped == reduce_annotations(annotations, parse(xml))
+    votes = annotation("zebra", by=1), annotation("zebra", by=2), annotation("cat", by=3)
+    assert under(CLASSES, *votes).value == "cat"
+    assert under((*CLASSES, "zebra"), *votes).value == "zebra"
 
 
 def test_class_indices_follow_the_config_and_leave_out_what_is_not_agreed():
@@ -267,12 +241,6 @@ def test_class_indices_follow_the_config_and_leave_out_what_is_not_agreed():
     assert class_indices(labels, CLASSES) == {5: 1}
     assert class_indices(labels, ("dog",)) == {5: 0}
     assert class_indices(labels, ("cat",)) == {}
-
-
-def test_the_summary_counts_kinds_and_unknown_answers():
-    found, unknown = summary([label(annotation("cat")), label(annotation("zebra")), label(annotation("yak")), label()])
-    assert found == {"agreed": 1, "tie": 0, "skipped": 0, "unknown": 2, "empty": 1}
-    assert unknown == (("yak", 1), ("zebra", 1))
 
 
 # What follows are bodies recorded from Label Studio 1.23.2, shortened to the keys that matter.

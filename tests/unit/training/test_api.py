@@ -67,7 +67,7 @@ def fit(model, ids=tuple(IDS[:40]), audit=tuple(IDS[40:50]), generation=1):
 
 
 def rank(model, version=None, unlabelled=tuple(IDS), labelled=(), **changes):
-    values = {"pending": [], "audit": nobody, "strategy": "uherding", "front": 20, "explore": 0.1, "seed": 0}
+    values = {"pending": [], "audit": nobody, "strategy": "uherding", "front": 20, "layers": api.Shares(), "seed": 0}
     return model.rank(version, unlabelled, labelled, **(values | changes))
 
 

@@ -5,11 +5,20 @@ import pytest
 
 from training.evaluate import audit_is_enough
 from training.linear import log_softmax
-from training.ranking import REASONS, AuditStream, Candidates, hash_ids, order_candidates, to_ranking, unread_only
+from training.ranking import (
+    REASONS,
+    AuditStream,
+    Candidates,
+    Shares,
+    hash_ids,
+    order_candidates,
+    to_ranking,
+    unread_only,
+)
 from uncertainty.errors import UnknownMethodError
 
 UNCERTAIN, DIVERSE, EXPLORE, AUDIT, PENDING, UNREAD = range(6)
-STRATEGIES = ["uherding", "maxherding", "margin", "entropy", "least_confidence", "random"]
+STRATEGIES = ["random", "margin", "power_margin", "entropy", "maxherding", "uherding"]
 
 
 def candidates(n=300, classes=4, seed=0, predictions=True, **changes):
@@ -30,8 +39,9 @@ def candidates(n=300, classes=4, seed=0, predictions=True, **changes):
     return Candidates(**(values | changes))
 
 
-def order(pool, strategy="uherding", front=40, explore=0.1, audit_share=0.1, seed=0):
-    return order_candidates(pool, strategy=strategy, front=front, explore=explore, audit_share=audit_share, seed=seed)
+def order(pool, strategy="uherding", front=40, explore=0.1, audit_share=0.1, seed=0, **shares):
+    layers = Shares(explore=explore, **shares)
+    return order_candidates(pool, strategy=strategy, front=front, layers=layers, audit_share=audit_share, seed=seed)
 
 
 def margin(pool):
@@ -90,12 +100,32 @@ def test_pending_examples_stay_in_front():
 
 
 def test_one_place_in_ten_belongs_to_the_audit_slice_while_it_lasts():
-    pool = candidates(pending=np.zeros(300, bool))
+    pool = candidates(pending=np.zeros(300, bool), labelled=np.zeros(300, bool))
     audit = pool.open & pool.audit
     places = np.flatnonzero(order(pool).reasons == AUDIT)
     assert len(places) == audit.sum()
     for upto in range(10, int(pool.open.sum()) - 20, 10):  # those that found no place stand at the very end
         assert (places < upto).sum() == upto // 10
+
+
+@pytest.mark.parametrize("taken", [1, 3, 40])
+def test_the_audit_slice_and_chance_get_their_share_however_few_labels_an_order_lives_for(taken):
+    pool = candidates(n=1000, pending=np.zeros(1000, bool), labelled=np.zeros(1000, bool), open=np.ones(1000, bool))
+    reasons = []
+    while len(reasons) < 240:
+        result = order(pool, "margin", explore=0.1)
+        pool.labelled[result.rows[:taken]], pool.open[result.rows[:taken]] = True, False
+        reasons += result.reasons[:taken].tolist()
+    assert abs(reasons.count(AUDIT) - len(reasons) / 10) <= 1
+    assert 0.04 <= reasons.count(EXPLORE) / len(reasons) <= 0.16
+
+
+def test_an_audit_slice_in_arrears_gets_every_second_place_and_no_more():
+    # A hundred labels without an audit one among them: ten are owed, and a tenth of what follows.
+    audit = AuditStream(0.1).mask(np.arange(300))
+    pool = candidates(pending=np.zeros(300, bool), labelled=~audit & (np.arange(300) < 110), audit=audit)
+    places = np.flatnonzero(order(pool).reasons == AUDIT)
+    assert places[:8].tolist() == list(range(0, 16, 2))
 
 
 def test_audit_examples_are_placed_by_their_hash_whatever_the_scores_are():
@@ -133,7 +163,7 @@ def test_a_pool_of_audit_examples_alone_is_ordered():
 
 
 def test_the_front_has_its_share_of_random_and_audit_examples():
-    pool = candidates(n=2000, pending=np.zeros(2000, bool))
+    pool = candidates(n=2000, pending=np.zeros(2000, bool), labelled=np.zeros(2000, bool))
     reasons = order(pool, front=100, explore=0.2).reasons[:100]
     assert (reasons == AUDIT).sum() == 10
     assert (reasons == EXPLORE).sum() == 18  # a fifth of the other ninety

@@ -136,7 +136,7 @@ def only_here(monkeypatch):
 
 @pytest.mark.usefixtures("only_here")
 def test_a_method_that_returns_nan_is_stopped_and_its_rows_are_named():
-    register(MethodInfo("broken", lambda x: x[:, 0, 0] / 0 * 0, lambda S, C: 1.0, "1", 1, ""))
+    register(MethodInfo("broken", lambda x: x[:, 0, 0] / 0 * 0, lambda S, C: 1.0, "1", 1, "", "nothing"))
     with pytest.raises(NonFiniteScoreError, match="rows 0, 1") as caught:
         score("broken", log_probs(2, 1, 3))
     assert caught.value.rows == (0, 1)
@@ -144,7 +144,7 @@ def test_a_method_that_returns_nan_is_stopped_and_its_rows_are_named():
 
 @pytest.mark.usefixtures("only_here")
 def test_a_method_for_several_samples_is_neither_listed_nor_run_for_one():
-    register(MethodInfo("several", lambda x: x.new_zeros(len(x)), lambda S, C: 1.0, "1", 2, ""))
+    register(MethodInfo("several", lambda x: x.new_zeros(len(x)), lambda S, C: 1.0, "1", 2, "", "nothing"))
     assert "several" not in [m.name for m in list_methods(max_samples=1)]
     with pytest.raises(ShapeError, match="at least 2"):
         score("several", log_probs(2, 1, 3))

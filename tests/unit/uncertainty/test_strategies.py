@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from uncertainty import pool as pool_module
-from uncertainty import strategies
+from uncertainty import pool_scores
 from uncertainty.errors import (
     EmptyPool,
     NotADistributionError,
@@ -19,7 +19,15 @@ from uncertainty.errors import (
     UnknownMethodError,
 )
 from uncertainty.registry import score
-from uncertainty.strategies import Pool, interleave, list_strategies, select
+from uncertainty.strategies import (
+    Pool,
+    get_strategy,
+    herding,
+    interleave,
+    list_strategies,
+    register_strategy,
+    select,
+)
 
 NAMES = [s.name for s in list_strategies()]
 WITH_PREDICTIONS = [s.name for s in list_strategies() if s.needs_predictions]
@@ -33,7 +41,10 @@ def make_pool(n=300, d=8, classes=4, labelled=20, seed=0, dtype=np.float32, **ch
     none = np.zeros(n, dtype=bool)
     is_labelled = none.copy()
     is_labelled[rng.permutation(n)[:labelled]] = True
-    return replace(Pool(x, log_probs, is_labelled, none, none), **changes)
+    # Answers follow the features, so that what is fitted to them has something to find; all rows have one, as
+    # changes of the mask need.
+    labels = x[:, :classes].argmax(1).astype(np.int64)
+    return replace(Pool(x, log_probs, is_labelled, none, none, labels=labels), **changes)
 
 
 def mask(n, rows):
@@ -47,7 +58,7 @@ def small_samples(request, monkeypatch):
     """Samples smaller than these pools, so that both the exact and the sampled way are walked."""
     if "sampled" in request.fixturenames and request.getfixturevalue("sampled"):
         for name, value in (("CANDIDATES", 60), ("POINTS", 80), ("_PER_CHOICE", 2)):
-            monkeypatch.setattr(strategies, name, value)
+            monkeypatch.setattr(herding, name, value)
 
 
 both_ways = pytest.mark.parametrize("sampled", [False, True], ids=["exact", "sampled"])
@@ -200,7 +211,7 @@ def test_uherding_of_a_model_sure_of_everything_still_covers_the_pool():
 
 @pytest.mark.parametrize("name", ["maxherding", "uherding"])
 def test_herding_equals_the_published_greedy_rule_in_float64(name, monkeypatch):
-    monkeypatch.setattr(strategies.coverage, "kernel_width", lambda *_: 0.5)
+    monkeypatch.setattr(herding.coverage, "kernel_width", lambda *_: 0.5)
     pool = make_pool(n=120, labelled=10)
     x = pool.features.astype(np.float64)
     kernel = np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / 0.25)
@@ -230,7 +241,7 @@ def test_sampled_herding_of_digits_covers_nearly_what_exact_herding_covers(monke
     exact = covered(select("maxherding", pool, 40, seed=0).indices)
     chance = covered(select("random", pool, 40, seed=0).indices)
     for name, value in (("CANDIDATES", 450), ("POINTS", 450)):
-        monkeypatch.setattr(strategies, name, value)
+        monkeypatch.setattr(herding, name, value)
     sampled = np.mean([covered(select("maxherding", pool, 40, seed=s).indices) for s in range(3)])
     # A quarter of the digits as candidates and as points keeps most of what choosing well is worth.
     assert exact > sampled > chance + 0.5 * (exact - chance)
@@ -301,14 +312,14 @@ def test_interleave_refuses_a_percentage():
 
 
 def test_unknown_strategy_message_lists_the_known_ones():
-    with pytest.raises(UnknownMethodError, match="maxherding, random, uherding"):
+    with pytest.raises(UnknownMethodError, match=r"maxherding, .*random, .*uherding"):
         select("uherdng", make_pool(), 1, seed=0)
 
 
 def test_every_strategy_has_a_summary_and_a_name_can_be_taken_once():
     assert all(info.summary.endswith(".") for info in list_strategies())
     with pytest.raises(ValueError, match="already registered"):
-        strategies.register_strategy(strategies.get_strategy("margin"))
+        register_strategy(get_strategy("margin"))
 
 
 def test_an_exhausted_pool_says_so_and_nothing_asked_is_nothing_given():
@@ -369,5 +380,5 @@ def test_row_numbers_in_messages_count_from_the_start_of_the_pool(monkeypatch):
 def test_chunks_do_not_change_the_selection(monkeypatch):
     pool = make_pool()
     expected = {name: select(name, pool, 20, seed=0).indices.tolist() for name in NAMES}
-    monkeypatch.setattr(pool_module, "CHUNK", 7)
+    monkeypatch.setattr(pool_scores, "CHUNK", 7)
     assert {name: select(name, pool, 20, seed=0).indices.tolist() for name in NAMES} == expected

@@ -1,0 +1,201 @@
+"""`askfirst simulate`: would active learning have paid here? Replays labels that are known with the product's engine.
+
+One CSV row per (seed, strategy, round), and beside it a file of curves for the report. A run that was stopped goes on
+where it was: pairs of seed and strategy that are complete are not run again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from training import simulate
+from training.api import Shares
+
+from .errors import DataProblem
+from .files import write_atomic
+
+FIELDS = ("seed", "strategy", "round", "labels", "audit", "junk", *simulate.MEASURES, "select_s", "fit_s", "seconds")
+Job = tuple[int, str]  # seed, strategy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to replay, the same for all seeds and strategies."""
+
+    strategies: tuple[str, ...]
+    batch: int = 10
+    budget: int = 500
+    seeds: int = 3
+    test_share: float = 0.25
+    layers: Shares = field(default_factory=Shares)
+    audit_share: float = 0.1
+    first: int | None = None
+    noise: float = 0.0
+    workers: int = 1
+
+    def plan(self, seed: int, strategy: str) -> simulate.Plan:
+        return simulate.Plan(
+            strategy=strategy,
+            batch=self.batch,
+            budget=self.budget,
+            seed=seed,
+            layers=self.layers,
+            audit_share=self.audit_share,
+            first=self.first,
+            noise=self.noise,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two runs must share to be rows of one table."""
+        return {
+            "batch": self.batch,
+            "budget": self.budget,
+            "test_share": self.test_share,
+            "explore": self.layers.explore,
+            "quota": self.layers.quota,
+            "veto": self.layers.veto,
+            "audit_share": self.audit_share,
+            "first": self.first,
+            "noise": self.noise,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, after each round."""
+
+    done: int  # pairs of seed and strategy that are complete
+    total: int
+    job: Job
+    row: Mapping[str, Any] | None  # the last row of the pair that was just completed
+
+
+def curves_path(out: Path) -> Path:
+    return out.with_suffix(".curves.jsonl")
+
+
+def settings_path(out: Path) -> Path:
+    return out.with_suffix(".settings.json")
+
+
+def run(oracle: simulate.Oracle, settings: Settings, out: Path, *, about: Mapping[str, Any]) -> Iterator[Progress]:
+    """Replay every pair of seed and strategy, write rows to `out`; yields after each pair.
+
+    Args:
+        about: what the data are, remembered with the settings.
+    Raises:
+        DataProblem: `out` holds a run with other settings or other data.
+    """
+    said = json.loads(json.dumps({**about, **settings.fingerprint()}))
+    _same_settings(out, said)
+    wanted: list[Job] = [(seed, strategy) for seed in range(settings.seeds) for strategy in settings.strategies]
+    rows, lines = _kept(out)
+    complete = {(int(r["seed"]), r["strategy"]) for r in rows}
+    _write(out, rows, lines)
+    left = [job for job in wanted if job not in complete]
+    for finished, (job, new_rows, new_lines) in enumerate(_results(oracle, settings, left), start=1):
+        # Whole pairs are added in one step, so a stop in between leaves none that is half there.
+        rows, lines = rows + new_rows, lines + new_lines
+        _write(out, rows, lines)
+        yield Progress(len(wanted) - len(left) + finished, len(wanted), job, new_rows[-1] if new_rows else None)
+
+
+def _results(
+    oracle: simulate.Oracle, settings: Settings, jobs: Sequence[Job]
+) -> Iterator[tuple[Job, list[dict[str, Any]], list[str]]]:
+    if settings.workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield (job, *one_pair(oracle, settings, job))
+        return
+    with ProcessPoolExecutor(
+        settings.workers, mp_context=get_context("spawn"), initializer=_remember, initargs=(oracle, settings)
+    ) as pool:
+        running: dict[Future[tuple[list[dict[str, Any]], list[str]]], Job] = {
+            pool.submit(_pair_here, job): job for job in jobs
+        }
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield (running.pop(future), *future.result())
+        finally:
+            for future in running:
+                future.cancel()
+
+
+_here: tuple[simulate.Oracle, Settings] | None = None
+
+
+def _remember(oracle: simulate.Oracle, settings: Settings) -> None:
+    global _here
+    _here = oracle, settings
+
+
+def _pair_here(job: Job) -> tuple[list[dict[str, Any]], list[str]]:
+    assert _here is not None
+    return one_pair(*_here, job)
+
+
+def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> tuple[list[dict[str, Any]], list[str]]:
+    """CSV rows and lines of curves of one seed and strategy."""
+    seed, strategy = job
+    pool, test = simulate.split(oracle, settings.test_share, seed)
+    rows, lines = [], []
+    for number, found in enumerate(simulate.replay(pool, test, settings.plan(seed, strategy)), start=1):
+        where = {"seed": seed, "strategy": strategy, "round": number, "labels": found.labels}
+        measured = {n: "" if v is None else round(v, 6) for n, v in simulate.measure(found, test).items()}
+        rows.append(
+            {
+                **where,
+                "audit": found.audit,
+                "junk": found.junk,
+                **measured,
+                "select_s": round(found.select_s, 4),
+                "fit_s": round(found.fit_s, 4),
+                "seconds": round(found.select_s + found.fit_s, 4),
+            }
+        )
+        lines.append(json.dumps({**where, **simulate.curves(found, test)}))
+    return rows, lines
+
+
+# ---------------------------------------------------------------------- files
+def _same_settings(out: Path, said: dict[str, Any]) -> None:
+    path = settings_path(out)
+    if out.exists() and path.exists():
+        before = json.loads(path.read_text())
+        differs = sorted(k for k in said.keys() | before.keys() if said.get(k) != before.get(k))
+        if differs:
+            raise DataProblem(
+                f"{out} holds a run with another {', '.join(differs)} ({before.get(differs[0])!r}, now "
+                f"{said.get(differs[0])!r}). Give the same, or another --out, or remove the file."
+            )
+    elif out.exists():
+        raise DataProblem(f"{out} is there already and not one of ours ({path.name} is missing). Give another --out.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(said, indent=1).encode())
+
+
+def _kept(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and lines of an earlier start."""
+    if not out.exists():
+        return [], []
+    with out.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    path = curves_path(out)
+    lines = path.read_text().splitlines() if path.exists() else []
+    pairs = {(str(r["seed"]), r["strategy"]) for r in rows}
+    return rows, [line for line in lines if (str((body := json.loads(line))["seed"]), body["strategy"]) in pairs]
+
+
+def _write(out: Path, rows: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
+    """The curves first: rows are what says that a pair is complete."""
+    write_atomic(curves_path(out), "".join(f"{line}\n" for line in lines).encode())
+    text = [",".join(FIELDS), *(",".join(str(row[name]) for name in FIELDS) for row in rows)]
+    write_atomic(out, ("\n".join(text) + "\n").encode())

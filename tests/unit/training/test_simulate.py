@@ -1,0 +1,141 @@
+"""The simulator: nothing is learnt from what was not bought, strategies are paired, groups stay on one side."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from training import simulate
+from training.errors import DataError
+from training.ranking import Shares
+from training.simulate import Oracle, Plan, measure, replay, split
+
+
+def blobs(n=300, classes=3, d=12, seed=0, **changes):
+    """Clusters around class means, far enough apart to be learnt from a few labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    features = 3 * np.eye(d)[labels] + rng.normal(size=(n, d))
+    values = {
+        "features": features.astype(np.float32),
+        "labels": labels.astype(np.int64),
+        "classes": tuple("abc"[:classes]),
+    }
+    return Oracle(**(values | changes))
+
+
+def test_groups_stay_on_one_side_of_the_split_and_the_share_is_kept():
+    groups = np.repeat(np.arange(100), 3)
+    pool, test = split(blobs(groups=groups), 0.25, seed=1)
+    assert not set(pool.groups.tolist()) & set(test.groups.tolist())
+    assert len(pool.labels) + len(test.labels) == 300
+    assert abs(len(test.labels) - 75) <= 3
+
+
+def test_the_split_depends_on_the_seed_alone():
+    oracle = blobs()
+    np.testing.assert_array_equal(split(oracle, 0.3, 5)[1].features, split(oracle, 0.3, 5)[1].features)
+    assert not np.array_equal(split(oracle, 0.3, 5)[1].features, split(oracle, 0.3, 6)[1].features)
+
+
+def test_junk_is_never_tested_on():
+    junk = np.arange(300) < 60
+    pool, test = split(blobs(junk=junk), 0.25, seed=0)
+    assert pool.junk.sum() == 60 and not test.junk.any()
+
+
+def test_a_split_that_leaves_nothing_is_refused():
+    with pytest.raises(DataError, match="cannot split"):
+        split(blobs(groups=np.zeros(300, np.int64)), 0.25, seed=0)
+
+
+@pytest.mark.parametrize("strategy", ["random", "margin", "uherding"])
+def test_each_round_buys_a_batch_until_the_budget_is_spent(strategy):
+    pool, test = split(blobs(), 0.25, seed=0)
+    rounds = list(replay(pool, test, Plan(strategy, batch=15, budget=70)))
+    assert [r.labels for r in rounds] == [15, 30, 45, 60, 70]
+    bought = np.concatenate([r.chosen for r in rounds])
+    assert len(set(bought.tolist())) == 70
+    assert rounds[-1].probabilities.shape == (len(test.labels), 3)
+
+
+def test_the_pool_may_be_smaller_than_the_budget():
+    pool, test = split(blobs(n=40), 0.25, seed=0)
+    assert list(replay(pool, test, Plan("margin", batch=20, budget=1000)))[-1].labels == len(pool.labels)
+
+
+def test_no_label_matters_that_was_not_bought():
+    pool, test = split(blobs(), 0.25, seed=0)
+    plan = Plan("uherding", batch=10, budget=40)
+    first = list(replay(pool, test, plan))
+    bought = np.concatenate([r.chosen for r in first])
+    hidden = pool.labels.copy()
+    others = np.setdiff1d(np.arange(len(hidden)), bought)
+    hidden[others] = (hidden[others] + 1) % 3
+    again = list(replay(replace(pool, labels=hidden), test, plan))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.chosen, b.chosen)
+        np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_the_audit_slice_gets_its_share_and_is_not_trained_on():
+    pool, test = split(blobs(), 0.25, seed=0)
+    plan = Plan("margin", batch=10, budget=100, audit_share=0.1)
+    rounds = list(replay(pool, test, plan))
+    assert 8 <= rounds[-1].audit <= 12
+    # Wrong answers in the audit slice alone change what is measured and nothing that is predicted.
+    from training.ranking import AuditStream
+
+    ids = np.random.default_rng([0, 20])
+    ids.random(len(pool.labels))  # the draws of the noise come first
+    ids.integers(1, 3, len(pool.labels))
+    audit = AuditStream(0.1, salt=0).mask(ids.permutation(len(pool.labels)).astype(np.int64) + 1)
+    wrong = np.where(audit, (pool.labels + 1) % 3, pool.labels)
+    spoilt = list(replay(replace(pool, labels=wrong), test, plan))
+    np.testing.assert_array_equal(rounds[-1].probabilities, spoilt[-1].probabilities)
+    assert measure(rounds[-1], test)["audit_accuracy"] > measure(spoilt[-1], test)["audit_accuracy"]
+
+
+def test_noise_is_the_same_for_every_strategy_of_a_seed_and_has_its_share():
+    labels = np.zeros(20_000, np.int64)
+    a = simulate._noisy(labels, 4, 0.1, np.random.default_rng(3))
+    b = simulate._noisy(labels, 4, 0.1, np.random.default_rng(3))
+    np.testing.assert_array_equal(a, b)
+    assert abs((a != 0).mean() - 0.1) < 0.01 and set(a.tolist()) == {0, 1, 2, 3}
+
+
+def test_junk_may_be_bought_and_is_never_learnt():
+    rng = np.random.default_rng(0)
+    junk = np.arange(400) >= 300
+    base = blobs(n=400)
+    features = base.features.copy()
+    features[junk] = 5 * rng.normal(size=(100, 12))
+    pool, test = split(replace(base, features=features, junk=junk), 0.25, seed=0)
+    last = list(replay(pool, test, Plan("random", batch=25, budget=150, layers=Shares(explore=0))))[-1]
+    assert last.junk > 20
+    assert measure(last, test)["accuracy"] > 0.9
+
+
+def test_learning_goes_up_and_asking_by_coverage_beats_chance_at_first():
+    oracle = blobs(n=600, d=30)
+    at_ten = {}
+    for strategy in ("random", "uherding"):
+        values = []
+        for seed in range(4):
+            pool, test = split(oracle, 0.3, seed)
+            rounds = list(replay(pool, test, Plan(strategy, batch=5, budget=60, seed=seed)))
+            values.append([measure(r, test)["accuracy"] for r in rounds])
+        mean = np.mean(values, axis=0)
+        at_ten[strategy] = mean[1]
+        assert mean[-1] > 0.85 and mean[-1] > mean[0]
+    assert at_ten["uherding"] > at_ten["random"]
+
+
+def test_the_curves_say_what_the_measures_say():
+    pool, test = split(blobs(), 0.25, seed=0)
+    last = list(replay(pool, test, Plan("margin", batch=20, budget=60)))[-1]
+    found, curves = measure(last, test), simulate.curves(last, test)
+    assert curves["risk"][-1] == [1.0, pytest.approx(1 - found["accuracy"])]
+    count, confidence, accuracy = np.array(curves["reliability"]).T
+    assert count.sum() == len(test.labels)
+    assert (count * np.abs(accuracy - confidence)).sum() / count.sum() == pytest.approx(found["ece"], abs=1e-6)
