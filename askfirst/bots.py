@@ -53,6 +53,7 @@ class Served:
     score: float | None  # None: the task had no prediction of the project's current version
     version: str | None
     label: str | None  # None: skipped, the truth is not known
+    asked: float = 0.0  # unix seconds, when the task was asked for
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,14 @@ class Bot:
         """Label until the share is done, no task is left, the bot is stopped, or Label Studio keeps failing."""
         done = 0
         while done < self._job.labels_per_bot and not self._stop.is_set():
+            asked = self._now()
             task = self._next()
             if task is None:
                 return
             label = self._label(task)
             got = self._now()
             # A skip is an answer too: Label Studio does not show the task to this bot again.
-            if self._stop.wait(self._job.think_s) or not self._submit(task, label, got):
+            if self._stop.wait(self._job.think_s) or not self._submit(task, label, asked, got):
                 return
             done += label is not None
 
@@ -208,7 +210,7 @@ class Bot:
         file = file_of((task.get("data") or {}).get(IMAGE_KEY), self._job.link)
         return self._job.truth.get(file) if file is not None else None
 
-    def _submit(self, task: Mapping[str, Any], label: str | None, got: float) -> bool:
+    def _submit(self, task: Mapping[str, Any], label: str | None, asked: float, got: float) -> bool:
         body = answer(self._job, label, self._now() - got, got)
         score, version = current_prediction(task)
         for attempt in range(RETRIES):
@@ -227,7 +229,7 @@ class Bot:
                 self._fail(f"submit task {task['id']}", problem)
                 continue
             self._record.submit.add(time.monotonic() - begun)
-            self._record.add(Served(got, self.name, int(task["id"]), score, version, label))
+            self._record.add(Served(got, self.name, int(task["id"]), score, version, label, asked))
             return True
         return False
 
