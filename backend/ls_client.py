@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -45,9 +46,19 @@ class Project:
     show_predictions: bool
 
     @property
+    def settings_digest(self) -> str:
+        """Names those settings that a refresh depends on."""
+        return settings_digest(self.label_config, self.min_annotations, self.overlap)
+
+    @property
     def key(self) -> str:
         """Folder name of the project: ids are given anew by a fresh Label Studio, so the birth date belongs to it."""
         return f"{self.id}-{self.created_at}"
+
+
+def settings_digest(label_config: str, min_annotations: int, overlap: int) -> str:
+    """Names the settings of a project that a refresh depends on: equal if and only if all of them are."""
+    return hashlib.sha256(f"{min_annotations}/{overlap}/{label_config}".encode()).hexdigest()[:16]
 
 
 def parse_project(data: dict[str, Any]) -> Project:

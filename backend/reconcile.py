@@ -59,8 +59,11 @@ def reconcile(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> st
     elif state.get(project_id, "mismatch") is not None:
         state.drop(project_id, "mismatch")
     differs = pushed is not None and (desk.project.model_version != pushed.version or desk.project.sampling != SAMPLING)
+    # Saved in the same moment in which we flipped: the event was taken for that of our own change.
+    used = state.get(project_id, "settings_used")
+    unseen = used is not None and used != desk.project.settings_digest
     # A refresh may have flipped between our two looks: then the difference is our own.
-    if differs and read_pushed(state, project_id) == pushed:
+    if (differs or unseen) and read_pushed(state, project_id) == pushed:
         state.record(project_id, text="settings differ from ours", flags=["project"])
         found.append("settings differ")
     _wake(workshop, dispatcher, desk)

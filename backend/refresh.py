@@ -78,6 +78,7 @@ class Refresher:
         clock = Stopwatch()
         state, desk = self._state, self.desk
         state.put(desk.id, "refresh_began", time.time())
+        used = desk.project.settings_digest
         flags = state.flags(desk.id)
         asked = "train" in flags
         config = self._config()
@@ -95,6 +96,12 @@ class Refresher:
         outcome = Outcome(
             fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
         )
+        # What this run stood on: by this a later change is told from our own. Label Studio's answer to our flip may
+        # bring a config that somebody saved in the same moment, and the event of that has passed already.
+        state.put(desk.id, "settings_used", used)
+        if desk.project.settings_digest != used:
+            state.record(desk.id, text="settings changed while an order was made", flags=["project"])
+            state.ask_again(desk.id, "refresh")
         state.put(desk.id, "label_summary", asdict(self.book.summary()))
         state.put(
             desk.id,

@@ -13,6 +13,7 @@ from . import events
 from .dispatch import Dispatcher
 from .errors import BackendError, ImageUnavailable, StoreUnavailable
 from .labeling_config import LabelingConfig, parse
+from .ls_client import settings_digest
 from .overview import project_overview
 from .ports import Overview, PredictRequest, SetupRequest, WebhookAnswer
 from .predictor import Predictor
@@ -133,16 +134,21 @@ class BackendService:
 
     def _is_our_own_change(self, event: events.Event) -> bool:
         """Whether a PROJECT_UPDATED tells nothing that we did not set or know."""
-        cached = self._workshop.state.get(event.project_id, "project")
-        project = event.project or {}
-        if cached is None or "label_config" not in project:
+        state, project = self._workshop.state, event.project or {}
+        if "label_config" not in project:
             return False
+        try:
+            digest = settings_digest(
+                str(project["label_config"]),
+                int(project.get("min_annotations_to_start_training") or 0),
+                int(project.get("maximum_annotations") or 1),
+            )
+        except (TypeError, ValueError):
+            return False  # nothing that Label Studio sends
         return (
-            project.get("model_version") == self._workshop.state.get(event.project_id, "expected_version")
+            project.get("model_version") == state.get(event.project_id, "expected_version")
             and project.get("sampling") == SAMPLING
-            and project.get("label_config") == cached["label_config"]
-            and int(project.get("min_annotations_to_start_training") or 0) == cached["min_annotations"]
-            and int(project.get("maximum_annotations") or 1) == cached["overlap"]
+            and digest == state.get(event.project_id, "settings_used")
         )
 
     # ------------------------------------------------------------------ versions and jobs

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import fakeredis
 import pytest
 
+from backend.ls_client import settings_digest
 from backend.service import FLOOD, BackendService
 from backend.settings import Settings
 from backend.state import State
@@ -100,3 +101,32 @@ def test_the_start_training_button_is_heard_even_in_a_flood(service, state, jobs
     state.clear_waiting(1, "refresh")
     answer = service.webhook({"action": "START_TRAINING", "project": {"id": 1}})
     assert answer.job == jobs.woken[-1] and "train" in state.flags(1)
+
+
+def updated(config, version="askfirst v", sampling="Uncertainty sampling", **more):
+    project = {"id": 1, "label_config": config, "model_version": version, "sampling": sampling, **more}
+    return {"action": "PROJECT_UPDATED", "project": project}
+
+
+def test_the_event_of_our_own_flip_wakes_nobody_and_a_changed_config_in_it_does(service, state, jobs):
+    state.adopt(1)
+    state.put(1, "expected_version", "askfirst v")
+    state.put(1, "settings_used", settings_digest("<View>a</View>", 0, 1))
+    assert service.webhook(updated("<View>a</View>")).result == "our own change"
+    assert jobs.woken == []
+    # Somebody saved another config in the moment of our flip: version and sampling are ours all the same.
+    assert service.webhook(updated("<View>a b</View>")).result == "queued"
+    assert "project" in state.flags(1)
+
+
+@pytest.mark.parametrize("change", [{"maximum_annotations": 2}, {"min_annotations_to_start_training": 9}])
+def test_other_settings_that_a_refresh_depends_on_are_noticed_too(service, state, jobs, change):
+    state.adopt(1)
+    state.put(1, "expected_version", "askfirst v")
+    state.put(1, "settings_used", settings_digest("<View>a</View>", 0, 1))
+    assert service.webhook(updated("<View>a</View>", **change)).result == "queued"
+
+
+def test_settings_that_are_no_settings_are_no_change_of_ours(service, state):
+    state.adopt(1)
+    assert service.webhook(updated("<View/>", maximum_annotations={"x": 1})).result == "queued"
