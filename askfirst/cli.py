@@ -210,8 +210,10 @@ def versions(project: ProjectOption) -> None:
         typer.echo(f"project {project} has no model version yet; one comes with the first label")
     for version in found:
         mark = "*" if live is not None and version.id == live.id else " "
-        accuracy = version.metrics.get("accuracy")
+        accuracy, low = version.metrics.get("accuracy"), version.metrics.get("accuracy_low")
         shown = "accuracy unknown" if accuracy is None else f"accuracy {accuracy:.3f} on audit labels"
+        if accuracy is not None and low is not None:
+            shown = f"{shown} (at least {low:.3f}; {version.metrics.get('audit_n') or 0:.0f} of them)"
         when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}")
 

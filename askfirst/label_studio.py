@@ -75,6 +75,7 @@ def server_environment(home: Home, inherited: Mapping[str, str]) -> dict[str, st
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
         _FAST_IMPORT: "true",
+        "PYTHONPATH": str(Path(__file__).resolve().parent / "label_studio_site"),
         "NO_PROXY": "127.0.0.1,localhost",
         "PYTHONUNBUFFERED": "1",
     }

@@ -60,6 +60,7 @@ def run(request: Request, settings: Settings) -> None:
 
 
 def _simulate(request: Request, settings: Settings, console: Console) -> None:
+    simulation.refuse_foreign(request.out)  # before an hour of embedding
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,7 +83,7 @@ def _simulate(request: Request, settings: Settings, console: Console) -> None:
         )
         pairs = bars.add_task("strategies x seeds", total=len(plan.strategies) * plan.seeds)
         for progress in simulation.run(oracle, plan, request.out, about=about):
-            bars.update(pairs, completed=progress.done)
+            bars.update(pairs, completed=progress.done)  # stopped here, the same command goes on
             if progress.row is not None:
                 seed, strategy = progress.job
                 bars.console.print(

@@ -166,9 +166,18 @@ def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> tuple[lis
 
 
 # ---------------------------------------------------------------------- files
+def refuse_foreign(out: Path) -> None:
+    """Raises: DataProblem: `out` is a file that no simulation wrote."""
+    if out.exists() and not settings_path(out).exists():
+        raise DataProblem(
+            f"{out} is there already and not one of ours ({settings_path(out).name} is missing). Give another --out."
+        )
+
+
 def _same_settings(out: Path, said: dict[str, Any]) -> None:
+    refuse_foreign(out)
     path = settings_path(out)
-    if out.exists() and path.exists():
+    if out.exists():
         before = json.loads(path.read_text())
         differs = sorted(k for k in said.keys() | before.keys() if said.get(k) != before.get(k))
         if differs:
@@ -176,8 +185,6 @@ def _same_settings(out: Path, said: dict[str, Any]) -> None:
                 f"{out} holds a run with another {', '.join(differs)} ({before.get(differs[0])!r}, now "
                 f"{said.get(differs[0])!r}). Give the same, or another --out, or remove the file."
             )
-    elif out.exists():
-        raise DataProblem(f"{out} is there already and not one of ours ({path.name} is missing). Give another --out.")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(said, indent=1).encode())
 

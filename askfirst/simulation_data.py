@@ -74,6 +74,9 @@ def read_labels(images: Path, table: Path | None, label: str | None, group: str 
         notes.append(f"{len(missing)} rows of {table} name no image of {data.folder}: {shortened(missing)}")
     if len(found) < len(data.files):
         notes.append(f"{len(data.files) - len(found)} images have no label and are left out")
+    kinds = {value for value, _ in found.values()}
+    if len(kinds) < 2:
+        raise DataProblem(f"{table} knows one class only, {min(kinds)!r}: nothing to tell apart. Is --label right?")
     files = [f for f in data.files if f in found]
     return Labelled(
         data.folder,
@@ -138,7 +141,7 @@ def oracle_of(features: NDArray[np.floating], names: list[str], groups: list[str
     """
     classes, index = np.unique(np.array(names, dtype=np.str_), return_inverse=True)
     if len(classes) < 2:
-        raise DataProblem(f"there is one class only, {classes[0]!r}: nothing to tell apart")
+        raise DataProblem(f"there is one class only, {str(classes[0])!r}: nothing to tell apart")
     group = None if groups is None else np.unique(np.array(groups, dtype=np.str_), return_inverse=True)[1]
     return simulate.Oracle(
         features,

@@ -23,6 +23,7 @@ from .simulation import curves_path, settings_path
 REFERENCE = "random"
 _BOOTSTRAP = 4_000
 _MOST_BUDGETS = 5  # columns of a table, panels of a picture
+_ENOUGH_SEEDS = 5  # a bootstrap over fewer values is too sure of itself
 _TARGET_SHARE = 0.95  # of what random order reaches with the whole budget, unless a target is given
 
 
@@ -168,7 +169,12 @@ def _page(
     parts = [
         f"# What each strategy was worth: {csv_path.stem}",
         f"{told}. Intervals: 95 %, bootstrap over seeds; differences are paired by seed.",
-        f"Area: mean {name} over the learning curve. Target: {target:.3f}.",
+        f"Area: {name} over the learning curve by trapezoids, divided by the range of labels. Target: {target:.3f}; "
+        "labels to it are read off straight lines between rounds, the median over seeds. The first round is the same "
+        "for all strategies that need a model, since there is none yet."
+        + (
+            "" if frame["seed"].nunique() >= _ENOUGH_SEEDS else " **Few seeds: intervals are narrower than the truth.**"
+        ),
         f"| strategy | area | difference to {REFERENCE} order | verdict | labels to target | s per round | seeds |",
         "|---|---|---|---|---|---|---|",
     ]

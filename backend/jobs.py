@@ -50,7 +50,12 @@ def adopt(project_id: int, wake_number: int) -> str:
     """Set up a project that somebody connected in Label Studio's settings."""
     workshop, dispatcher = context()
     workshop.state.clear_waiting(project_id, "adopt")
-    url = connection.wait_for_entry(workshop, project_id)
+    try:
+        url = connection.wait_for_entry(workshop, project_id)
+    except LabelStudioRejected as error:
+        if error.label_studio_status != 404:
+            raise
+        return "there is no such project, or it is not visible to the user of LABEL_STUDIO_API_KEY"
     if url is None:
         return "no backend entry of ours in the project: it was only being tried out"
     return "; ".join(connection.connect_project(workshop, dispatcher, project_id, url=url).done)

@@ -236,7 +236,7 @@ def test_label_studio_runs_under_settings_of_ours_alone(tmp_path):
         "LC_ALL": "C.UTF-8",
     }
     env = ls.server_environment(Home(tmp_path), inherited)
-    assert {k for k in inherited if k in env} == {"PATH", "LC_ALL"}
+    assert {k for k in inherited if env.get(k) == inherited[k]} == {"PATH", "LC_ALL"}
     assert env["ML_BLOCK_LOCAL_IP"] == env["SSRF_PROTECTION_ENABLED"] == "false"
     assert env["fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"] == "true"
     assert env["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"] == str(tmp_path / "files")
