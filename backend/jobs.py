@@ -171,6 +171,8 @@ def _refresh(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str
         and pushed.kind == "sprint"
         and not workshop.state.get(project_id, "full_version")
         and workshop.state.holder(project_id, "full") is None
+        # While people label it would be begun and put off at every label; the tick finds the quiet time.
+        and (workshop.is_quiet(project_id) or refresher.imports_are_slow())
     ):
         dispatcher.wake(project_id, "full", workshop.state.wake_number(project_id))
     return (
@@ -210,7 +212,10 @@ def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     state.put(project_id, "pool_at", time.time())
     state.clean(project_id, "flags", {f: n for f, n in flags.items() if f in ("tasks", "relist")})
     # A job that found nothing new must not have ten thousand predictions written again while people label.
-    (more_is_known if report.embedded or tasks.ids != before.ids else wake_refresh)()
+    if report.embedded or tasks.ids != before.ids:
+        more_is_known()
+    else:
+        wake_refresh()
     if "tasks" in state.flags(project_id):  # raised while we were at it
         dispatcher.wake(project_id, "pool", state.wake_number(project_id))
     return f"{len(tasks.ids)} tasks, {report.embedded} images embedded, {len(report.unreadable)} unreadable"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -176,6 +177,10 @@ class Workshop:
         self._desks.move_to_end(project.key)
         desk.project = project
         return desk
+
+    def is_quiet(self, project_id: int) -> bool:
+        """Whether nobody has labelled for a while: time for work that makes Label Studio slow."""
+        return time.time() - self.state.last_annotation(project_id) > self.settings.quiet_s
 
     def remember(self, project: Project) -> None:
         """Cache the project's settings for all processes."""

@@ -198,8 +198,12 @@ def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None
         and time.time() - float(state.get(desk.id, "pool_at") or 0) > LOOK_AGAIN_S
     ):
         dispatcher.wake(desk.id, "pool", wake)
-    quiet = time.time() - state.last_annotation(desk.id) > settings.quiet_s
-    if not quiet or pushed is None or state.holder(desk.id, "refresh") or state.holder(desk.id, "full"):
+    if (
+        not workshop.is_quiet(desk.id)
+        or pushed is None
+        or state.holder(desk.id, "refresh")
+        or state.holder(desk.id, "full")
+    ):
         return
     if pushed.kind == "sprint" or state.get(desk.id, "front_of") == pushed.version:
         dispatcher.wake(desk.id, "full", wake)

@@ -15,7 +15,7 @@ import torch
 from .errors import PoolError
 from .pool import CHUNK, Pool, Rows
 from .pool_scores import pool_score
-from .selection import Selection, concatenate, interleave, one_per_group, select
+from .selection import Selection, concatenate, interleave, one_per_group, select, spread
 
 _ANCHORS = 2048  # rows that typicality is measured against: a pass over 100,000 rows of 128 takes a second
 _NEIGHBOURS = 20
@@ -55,18 +55,14 @@ def select_in_layers(
     *,
     seed: int,
     layers: Layers,
-    outlying: npt.NDArray[np.float32] | None = None,
 ) -> Selection:
     """Choose up to k rows by a strategy inside its layers.
-
-    Args:
-        outlying: [N] `outlyingness`, when it is known already; measured when the veto needs it.
 
     Raises:
         As `selection.select`.
     """
     rng = np.random.default_rng([seed, 1, int(pool.labelled.sum())])
-    vetoed = _vetoed(pool, layers.veto, seed, outlying) if layers.veto else np.empty(0, np.int64)
+    vetoed = _vetoed(pool, layers.veto, seed) if layers.veto else np.empty(0, np.int64)
     trusted = pool
     if len(vetoed):
         excluded = pool.excluded.copy()
@@ -108,13 +104,13 @@ def outlyingness(pool: Pool, seed: int) -> npt.NDArray[np.float32]:
     return out
 
 
-def _vetoed(pool: Pool, share: float, seed: int, outlying: npt.NDArray[np.float32] | None) -> Rows:
+def _vetoed(pool: Pool, share: float, seed: int) -> Rows:
     """Selectable rows among the most outlying share of the pool; none if that would leave nothing to select."""
     known = np.flatnonzero(~pool.excluded)
     count = int(share * len(known))
     if not count:
         return np.empty(0, np.int64)
-    far = outlyingness(pool, seed) if outlying is None else outlying
+    far = outlyingness(pool, seed)
     worst = known[np.argpartition(-far[known], count - 1)[:count]]
     worst = np.sort(worst[pool.selectable[worst]])
     return worst if len(worst) < pool.selectable.sum() else np.empty(0, np.int64)
@@ -172,9 +168,7 @@ def _mix(some: Selection, others: Selection, pool: Pool, rng: np.random.Generato
     first = [by_row[row] for row in kept.tolist() if by_row[row] < count]
     rest = [by_row[row] for row in kept.tolist() if by_row[row] >= count][: length - len(first)]
     total = len(first) + len(rest)
-    edges = np.floor(np.linspace(0, total, len(first) + 1)).astype(np.int64)
-    is_first = np.zeros(total, bool)
-    is_first[rng.integers(edges[:-1], edges[1:])] = True
+    is_first = spread(len(first), total, rng)
     places = np.empty(total, np.int64)
     places[is_first], places[~is_first] = first, rest
     return both.take(places)

@@ -170,16 +170,20 @@ def interleave(selection: Selection, pool: Pool, share: float, rng: np.random.Ge
     kept = np.isin(selection.indices, taken[count:]) & ~np.isin(selection.indices, drawn)
     exploit = np.flatnonzero(kept)[: length - count]
     total = count + len(exploit)
-    # One random place in each of `count` stretches of whole places, as equal as they can be.
-    edges = np.floor(np.linspace(0, total, count + 1)).astype(np.int64)
-    places = rng.integers(edges[:-1], edges[1:])
-    is_random = np.zeros(total, dtype=bool)
-    is_random[places] = True
+    is_random = spread(count, total, rng)
     order = np.empty(total, dtype=np.int64)  # places in the two lists put one after the other
     order[is_random], order[~is_random] = np.arange(count), count + exploit
     left = int(pool.selectable.sum())
     random = Selection.of(drawn, np.zeros(count), "explore", 1 / (left - np.arange(count)))
     return concatenate(random, selection).take(order)
+
+
+def spread(count: int, total: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """[total] bool: one random place in each of `count` stretches of whole places, as equal as they can be."""
+    edges = np.floor(np.linspace(0, total, count + 1)).astype(np.int64)
+    mask = np.zeros(total, dtype=bool)
+    mask[rng.integers(edges[:-1], edges[1:])] = True
+    return mask
 
 
 def concatenate(first: Selection, second: Selection) -> Selection:

@@ -8,14 +8,11 @@ set. What is ours: two levels instead of five, and which strategies propose depe
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from .. import coverage
 from ..layers import LOPSIDED
 from ..pool import Pool, Rows
-from ..pool_scores import pool_score
-from ..selection import Selection, StrategyInfo, get_strategy, one_per_group, register_strategy, select
+from ..selection import Selection, StrategyInfo, register_strategy, select
+from .herding import by_margin, herd
 
 _SAMPLE = 2048  # rows that redundancy is measured on
 _COPY = 0.98  # cosine from which two examples count as copies
@@ -73,7 +70,8 @@ def _auto(pool: Pool, k: int, rng: np.random.Generator) -> Selection:
         if len(candidates) <= max(size, _TIMES * k):
             continue
         candidates = _proposed(pool, candidates, max(size, 2 * k), k, rounds, found.proposers, rng)
-    return replace(_pick(pool, candidates, k, rng), note=found.why)
+    chosen = herd(pool, k, rng, *by_margin(pool, rng), "uncertain", candidates)
+    return replace(chosen, note=found.why)
 
 
 def _proposed(
@@ -107,39 +105,6 @@ def _select_within(pool: Pool, subset: Rows, name: str, k: int, rng: np.random.G
         labels=None if pool.labels is None else pool.labels[rows],
     )
     return select(name, small, k, seed=int(rng.integers(2**31))).indices
-
-
-def _pick(pool: Pool, candidates: Rows, k: int, rng: np.random.Generator) -> Selection:
-    """UHerding among the candidates, covering the whole pool."""
-    info = get_strategy("uherding")
-    if len(candidates) == pool.selectable.sum():
-        return info.fn(pool, k, rng)
-    from .herding import POINTS
-
-    rows = rng.permutation(np.flatnonzero(pool.selectable))
-    weights: npt.NDArray[np.float64] = pool_score("margin", pool, rows).astype(np.float64)
-    if not weights.sum() > 0:
-        weights = np.ones(len(rows))
-    points, representing = coverage.systematic_sample(weights, POINTS, rng)
-    around = np.flatnonzero((pool.labelled | pool.pending) & ~pool.excluded)
-    centres, at = pool.rows(around), pool.rows(rows[points])
-    offered = one_per_group(pool, rng.permutation(candidates))
-    sigma = coverage.kernel_width(pool.rows(rows[:1024]), centres, rng)
-    chosen = coverage.greedy_cover(
-        pool.rows(offered),
-        at,
-        torch.from_numpy(representing).float(),
-        coverage.coverage(at, centres, sigma),
-        sigma=sigma,
-        k=k,
-    )
-    picked = offered[chosen.rows]
-    gains = np.array(chosen.gains) / representing.sum()
-    if len(picked) < k:  # nothing left to cover: the most uncertain follow
-        order = rows[np.argsort(-pool_score("margin", pool, rows), kind="stable")]
-        rest = one_per_group(pool, np.concatenate([picked, order[~np.isin(order, picked)]]))[len(picked) : k]
-        picked, gains = np.concatenate([picked, rest]), np.concatenate([gains, np.zeros(len(rest))])
-    return Selection.of(picked, gains, "uncertain")
 
 
 register_strategy(

@@ -28,32 +28,42 @@ _WIDTH_SAMPLE = 1024
 
 def _maxherding(pool: Pool, k: int, rng: np.random.Generator) -> Selection:
     rows = rng.permutation(np.flatnonzero(pool.selectable))
-    return _herd(pool, k, rng, rows, np.ones(len(rows)), "diverse")
+    return herd(pool, k, rng, rows, np.ones(len(rows)), "diverse")
 
 
 def _uherding(pool: Pool, k: int, rng: np.random.Generator) -> Selection:
+    return herd(pool, k, rng, *by_margin(pool, rng), "uncertain")
+
+
+def by_margin(pool: Pool, rng: np.random.Generator) -> tuple[Rows, npt.NDArray[np.float64]]:
+    """Selectable rows and how uncertain each is, in the order of the predicted class, so that samples hold each class
+    by its share."""
     rows = rng.permutation(np.flatnonzero(pool.selectable))
-    # In the order of the predicted class, so that samples hold each class by its share.
-    likeliest = pool.likeliest_class(rows)
-    rows = rows[np.argsort(likeliest, kind="stable")]
+    rows = rows[np.argsort(pool.likeliest_class(rows), kind="stable")]
     weights = pool_score("margin", pool, rows).astype(np.float64)
-    if not weights.sum() > 0:  # sure of everything: nothing to weigh by
-        weights = np.ones(len(rows))
-    return _herd(pool, k, rng, rows, weights, "uncertain")
+    return rows, weights if weights.sum() > 0 else np.ones(len(rows))  # sure of everything: nothing to weigh by
 
 
-def _herd(
-    pool: Pool, k: int, rng: np.random.Generator, rows: Rows, weights: npt.NDArray[np.float64], reason: Reason
+def herd(
+    pool: Pool,
+    k: int,
+    rng: np.random.Generator,
+    rows: Rows,
+    weights: npt.NDArray[np.float64],
+    reason: Reason,
+    candidates: Rows | None = None,
 ) -> Selection:
     """Greedy weighted coverage of `rows` by k of them, given what is labelled or pending.
 
     Exact greedy when there are at most `CANDIDATES` and `POINTS` rows. Above, coverage is measured at points
-    drawn in proportion to their weight, and candidates are drawn half so, half uniformly.
+    drawn in proportion to their weight, and candidates are drawn half so, half uniformly, unless they are given.
     """
     points, representing = coverage.systematic_sample(weights, max(POINTS, _PER_CHOICE * k), rng)
-    even = np.full(len(rows), weights.mean())
-    offered, _ = coverage.systematic_sample((weights + even) / 2, max(CANDIDATES, _PER_CHOICE * k), rng)
-    candidates = one_per_pending_group(pool, rng.permutation(rows[offered]))
+    if candidates is None:
+        even = np.full(len(rows), weights.mean())
+        offered, _ = coverage.systematic_sample((weights + even) / 2, max(CANDIDATES, _PER_CHOICE * k), rng)
+        candidates = rows[offered]
+    candidates = one_per_pending_group(pool, rng.permutation(candidates))
     around = np.flatnonzero((pool.labelled | pool.pending) & ~pool.excluded)
     centres = pool.rows(around)
     sample = pool.rows(rng.permutation(np.flatnonzero(~pool.excluded))[:_WIDTH_SAMPLE])

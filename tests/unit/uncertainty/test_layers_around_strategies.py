@@ -133,3 +133,14 @@ def test_layers_keep_every_promise_of_a_strategy(strategy):
 def test_a_percentage_is_refused():
     with pytest.raises(PoolError, match="between 0 and 1"):
         Layers(explore=10)
+
+
+def test_random_places_lie_one_in_each_stretch_and_fall_everywhere():
+    from uncertainty.selection import spread
+
+    hits = np.zeros(11)
+    for seed in range(400):
+        mask = spread(4, 11, np.random.default_rng(seed))
+        assert mask.sum() == 4
+        hits += mask
+    assert hits.min() > 60  # stretches of two or three places: each is hit in a third to a half of all draws
