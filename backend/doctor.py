@@ -44,7 +44,9 @@ def run(settings: Settings, project_id: int | None = None) -> list[Check]:
 def _all(settings: Settings, workshop: Workshop, dispatcher: Dispatcher, project_id: int | None) -> list[Check]:
     checks = [_guarded(name, check) for name, check in _general(settings, workshop, dispatcher)]
     if project_id is not None:
-        checks += [_guarded(name, check) for name, check in _of_project(settings, workshop, project_id)]
+        checks.append(_guarded("project", lambda: _project(workshop.ls, project_id)))
+        if checks[-1].ok:  # of a project that is not there the same would be said five times
+            checks += [_guarded(name, check) for name, check in _of_project(settings, workshop, project_id)]
     return checks
 
 
@@ -165,6 +167,18 @@ def _weights(settings: Settings) -> str:
     if not Path(settings.weights).is_file():
         raise _Bad(f"ASKFIRST_WEIGHTS={settings.weights!r} is not a file that this process can read")
     return f"{settings.backbone} with weights from {settings.weights}"
+
+
+def _project(ls: LabelStudioClient, project_id: int) -> str:
+    try:
+        project = ls.project(project_id)
+    except LabelStudioRejected as error:
+        if error.label_studio_status == 404:
+            raise _Bad(
+                f"there is no project {project_id} in Label Studio, or the user of LABEL_STUDIO_API_KEY may not see it"
+            ) from error
+        raise
+    return f"{project.title!r}, {project.task_count} tasks"
 
 
 def _config(ls: LabelStudioClient, project_id: int) -> str:

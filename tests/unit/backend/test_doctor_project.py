@@ -1,0 +1,40 @@
+"""What `askfirst doctor --project` says of a project that is not there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from backend import doctor
+from backend.errors import LabelStudioRejected
+from backend.settings import Settings
+
+
+def report(monkeypatch, tmp_path, project):
+    monkeypatch.setattr(doctor, "_general", lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "_of_project", lambda *_: iter([("sampling", lambda: "fine")]))
+    workshop = SimpleNamespace(ls=SimpleNamespace(project=project))
+    return doctor._all(Settings.from_env({"MODEL_DIR": str(tmp_path)}), workshop, None, 999)
+
+
+def test_a_project_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+    def project(number):
+        raise LabelStudioRejected("show the project", 404, '{"detail": "No Project matches"}')
+
+    (check,) = report(monkeypatch, tmp_path, project)
+    assert not check.ok and "no project 999" in check.message and "{" not in check.message
+
+
+def test_of_one_that_is_there_everything_else_is_looked_at(monkeypatch, tmp_path):
+    checks = report(monkeypatch, tmp_path, lambda number: SimpleNamespace(title="Cats", task_count=3))
+    assert [(c.name, c.ok) for c in checks] == [("project", True), ("sampling", True)]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_another_refusal_is_told_as_it_is(monkeypatch, tmp_path, status):
+    def project(number):
+        raise LabelStudioRejected("show the project", status, "not you")
+
+    (check,) = report(monkeypatch, tmp_path, project)
+    assert not check.ok and "not you" in check.message
