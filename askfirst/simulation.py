@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,11 @@ def _results(
 _here: tuple[simulate.Oracle, Settings] | None = None
 
 
+@lru_cache(maxsize=1)  # jobs come seed by seed
+def _ground(oracle: simulate.Oracle, test_share: float, seed: int) -> simulate.Ground:
+    return simulate.Ground.of(*simulate.split(oracle, test_share, seed), seed)
+
+
 def _remember(oracle: simulate.Oracle, settings: Settings) -> None:
     global _here
     _here = oracle, settings
@@ -145,9 +151,10 @@ def _pair_here(job: Job) -> tuple[list[dict[str, Any]], list[str]]:
 def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> tuple[list[dict[str, Any]], list[str]]:
     """CSV rows and lines of curves of one seed and strategy."""
     seed, strategy = job
-    pool, test = simulate.split(oracle, settings.test_share, seed)
+    ground = _ground(oracle, settings.test_share, seed)
+    test = ground.test
     rows, lines = [], []
-    for number, found in enumerate(simulate.replay(pool, test, settings.plan(seed, strategy)), start=1):
+    for number, found in enumerate(simulate.replay(ground, settings.plan(seed, strategy)), start=1):
         where = {"seed": seed, "strategy": strategy, "round": number, "labels": found.labels}
         measured = {n: "" if v is None else round(v, 6) for n, v in simulate.measure(found, test).items()}
         rows.append(

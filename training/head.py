@@ -36,6 +36,7 @@ _ROUGH = 1e-3  # the same while searching for lambda: its likelihood moves by 0.
 _GRADIENT = 1e-4  # stop when no partial derivative exceeds this times sqrt(n), in preconditioned coordinates
 _LOSS_CHANGE = 1e-10  # relative, of one step; float32 products tell no smaller ones
 _STEPS = 300
+_RANK = 1e-9  # share of the largest squared length below which a direction is rounding of float32 rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,9 @@ def fit_head(
     nll: float | None = None
 
     classes_seen = len(np.unique(y))
+    axes: Doubles | None = None
+    if classes_seen >= 2 and n < z.shape[1]:
+        z, axes = _span(z)
     shrunk = n < 0.9 * temperature_labels  # labels were taken back: what was fitted then no longer holds
     if classes_seen < 2:
         # Nothing tells classes apart yet. What is left is how often each was seen, smoothed: no calibration needed.
@@ -116,10 +120,26 @@ def fit_head(
 
     solution = _Solution.zero(z.shape[1], classes)
     if start is not None and classes_seen >= 2:
-        solution = _Solution(*space.unfold(start.head.weight, start.head.bias))
+        weight, bias = space.unfold(start.head.weight, start.head.bias)
+        solution = _Solution(weight if axes is None else axes.T @ weight, bias)
     solution = solve(z, y, w, classes, lam, solution)
-    head = Head(*space.fold(solution.weight, solution.bias), temperature)
+    weight = solution.weight if axes is None else axes @ solution.weight
+    head = Head(*space.fold(weight, solution.bias), temperature)
     return HeadFit(head, lam, lam_labels, temperature_labels, nll)
+
+
+def _span(z: Floats) -> tuple[Floats, Doubles]:
+    """[n, R] rows in r <= n coordinates, and the axes [R, r] that these belong to: orthonormal, z = result @ axes.T.
+
+    The weights of the minimum are sums of the rows (Kimeldorf and Wahba 1971), so nothing is lost. The coordinates are
+    uncorrelated over the labels, which is what the minimiser's diagonal preconditioner is good at.
+    """
+    exact = z.astype(np.float64)
+    squares, directions = np.linalg.eigh(exact @ exact.T)
+    keep = squares > _RANK * squares[-1]
+    length = np.sqrt(squares[keep])
+    axes: Doubles = exact.T @ (directions[:, keep] / length)
+    return (directions[:, keep] * length).astype(np.float32), axes
 
 
 def solve(

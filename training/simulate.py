@@ -106,7 +106,26 @@ class Round:
     chosen: Ints  # rows of the pool bought in this round, in order
 
 
-def replay(pool: Oracle, test: Oracle, plan: Plan) -> Iterator[Round]:
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What the strategies of one seed share: a split, and the coordinates learnt from its pool without labels."""
+
+    pool: Oracle
+    test: Oracle
+    space: Space
+    reduced: Floats  # [N, D'] what selection works in, rows of length one
+
+    @classmethod
+    def of(cls, pool: Oracle, test: Oracle, seed: int) -> Ground:
+        n = len(pool.labels)
+        sample = np.sort(np.random.default_rng([seed, 21]).permutation(n)[:SAMPLE])
+        with one_thread():
+            space = Space.learn(pool.features[sample])
+            parts = [space.reduced(pool.features[at : at + 4096], SELECTION_DIMS) for at in range(0, n, 4096)]
+        return cls(pool, test, space, np.concatenate(parts))
+
+
+def replay(ground: Ground, plan: Plan) -> Iterator[Round]:
     """Buy labels batch by batch until the budget is spent or the pool is empty; one `Round` after each.
 
     Paired: the audit slice, the noise and the test examples depend on the seed and not on the strategy.
@@ -114,18 +133,13 @@ def replay(pool: Oracle, test: Oracle, plan: Plan) -> Iterator[Round]:
     Raises:
         uncertainty.errors.UnknownMethodError; TrainingDiverged.
     """
+    pool, test, space, reduced = ground.pool, ground.test, ground.space, ground.reduced
     n = len(pool.labels)
     rng = np.random.default_rng([plan.seed, 20])
     answers = _noisy(pool.labels, len(pool.classes), plan.noise, rng)
     ids = rng.permutation(n).astype(np.int64) + 1  # ties between examples fall differently for each seed
     audit = AuditStream(plan.audit_share, salt=plan.seed).mask(ids)
     junk = np.zeros(n, bool) if pool.junk is None else pool.junk
-    with one_thread():
-        sample = np.sort(rng.permutation(n)[:SAMPLE])
-        space = Space.learn(pool.features[sample])
-        reduced = np.concatenate(
-            [space.reduced(pool.features[at : at + 4096], SELECTION_DIMS) for at in range(0, n, 4096)]
-        )
     bought = np.zeros(n, bool)
     state: HeadFit | None = None
     while bought.sum() < min(plan.budget, n):

@@ -8,7 +8,7 @@ import pytest
 from training import simulate
 from training.errors import DataError
 from training.ranking import Shares
-from training.simulate import Oracle, Plan, measure, replay, split
+from training.simulate import Ground, Oracle, Plan, measure, replay, split
 
 
 def blobs(n=300, classes=3, d=12, seed=0, **changes):
@@ -52,7 +52,7 @@ def test_a_split_that_leaves_nothing_is_refused():
 @pytest.mark.parametrize("strategy", ["random", "margin", "uherding"])
 def test_each_round_buys_a_batch_until_the_budget_is_spent(strategy):
     pool, test = split(blobs(), 0.25, seed=0)
-    rounds = list(replay(pool, test, Plan(strategy, batch=15, budget=70)))
+    rounds = list(replay(Ground.of(pool, test, 0), Plan(strategy, batch=15, budget=70)))
     assert [r.labels for r in rounds] == [15, 30, 45, 60, 70]
     bought = np.concatenate([r.chosen for r in rounds])
     assert len(set(bought.tolist())) == 70
@@ -61,18 +61,18 @@ def test_each_round_buys_a_batch_until_the_budget_is_spent(strategy):
 
 def test_the_pool_may_be_smaller_than_the_budget():
     pool, test = split(blobs(n=40), 0.25, seed=0)
-    assert list(replay(pool, test, Plan("margin", batch=20, budget=1000)))[-1].labels == len(pool.labels)
+    assert list(replay(Ground.of(pool, test, 0), Plan("margin", batch=20, budget=1000)))[-1].labels == len(pool.labels)
 
 
 def test_no_label_matters_that_was_not_bought():
     pool, test = split(blobs(), 0.25, seed=0)
     plan = Plan("uherding", batch=10, budget=40)
-    first = list(replay(pool, test, plan))
+    first = list(replay(Ground.of(pool, test, plan.seed), plan))
     bought = np.concatenate([r.chosen for r in first])
     hidden = pool.labels.copy()
     others = np.setdiff1d(np.arange(len(hidden)), bought)
     hidden[others] = (hidden[others] + 1) % 3
-    again = list(replay(replace(pool, labels=hidden), test, plan))
+    again = list(replay(Ground.of(replace(pool, labels=hidden), test, plan.seed), plan))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.chosen, b.chosen)
         np.testing.assert_array_equal(a.probabilities, b.probabilities)
@@ -81,7 +81,7 @@ def test_no_label_matters_that_was_not_bought():
 def test_the_audit_slice_gets_its_share_and_is_not_trained_on():
     pool, test = split(blobs(), 0.25, seed=0)
     plan = Plan("margin", batch=10, budget=100, audit_share=0.1)
-    rounds = list(replay(pool, test, plan))
+    rounds = list(replay(Ground.of(pool, test, plan.seed), plan))
     assert 8 <= rounds[-1].audit <= 12
     # Wrong answers in the audit slice alone change what is measured and nothing that is predicted.
     from training.ranking import AuditStream
@@ -91,7 +91,7 @@ def test_the_audit_slice_gets_its_share_and_is_not_trained_on():
     ids.integers(1, 3, len(pool.labels))
     audit = AuditStream(0.1, salt=0).mask(ids.permutation(len(pool.labels)).astype(np.int64) + 1)
     wrong = np.where(audit, (pool.labels + 1) % 3, pool.labels)
-    spoilt = list(replay(replace(pool, labels=wrong), test, plan))
+    spoilt = list(replay(Ground.of(replace(pool, labels=wrong), test, plan.seed), plan))
     np.testing.assert_array_equal(rounds[-1].probabilities, spoilt[-1].probabilities)
     assert measure(rounds[-1], test)["audit_accuracy"] > measure(spoilt[-1], test)["audit_accuracy"]
 
@@ -111,7 +111,7 @@ def test_junk_may_be_bought_and_is_never_learnt():
     features = base.features.copy()
     features[junk] = 5 * rng.normal(size=(100, 12))
     pool, test = split(replace(base, features=features, junk=junk), 0.25, seed=0)
-    last = list(replay(pool, test, Plan("random", batch=25, budget=150, layers=Shares(explore=0))))[-1]
+    last = list(replay(Ground.of(pool, test, 0), Plan("random", batch=25, budget=150, layers=Shares(explore=0))))[-1]
     assert last.junk > 20
     assert measure(last, test)["accuracy"] > 0.9
 
@@ -123,7 +123,7 @@ def test_learning_goes_up_and_asking_by_coverage_beats_chance_at_first():
         values = []
         for seed in range(4):
             pool, test = split(oracle, 0.3, seed)
-            rounds = list(replay(pool, test, Plan(strategy, batch=5, budget=60, seed=seed)))
+            rounds = list(replay(Ground.of(pool, test, seed), Plan(strategy, batch=5, budget=60, seed=seed)))
             values.append([measure(r, test)["accuracy"] for r in rounds])
         mean = np.mean(values, axis=0)
         at_ten[strategy] = mean[1]
@@ -133,7 +133,7 @@ def test_learning_goes_up_and_asking_by_coverage_beats_chance_at_first():
 
 def test_the_curves_say_what_the_measures_say():
     pool, test = split(blobs(), 0.25, seed=0)
-    last = list(replay(pool, test, Plan("margin", batch=20, budget=60)))[-1]
+    last = list(replay(Ground.of(pool, test, 0), Plan("margin", batch=20, budget=60)))[-1]
     found, curves = measure(last, test), simulate.curves(last, test)
     assert curves["risk"][-1] == [1.0, pytest.approx(1 - found["accuracy"])]
     count, confidence, accuracy = np.array(curves["reliability"]).T
