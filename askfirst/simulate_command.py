@@ -76,7 +76,7 @@ def _simulate(request: Request, settings: Settings, console: Console) -> None:
             budget=request.budget,
             seeds=request.seeds,
             test_share=request.test_share,
-            layers=Shares(settings.explore, settings.quota, settings.veto),
+            layers=Shares(settings.explore, settings.quota, settings.veto, settings.learn_from_skips),
             audit_share=settings.audit_share if request.audit_share is None else request.audit_share,
             noise=request.noise,
             workers=request.workers,

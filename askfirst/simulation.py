@@ -62,6 +62,7 @@ class Settings:
             "explore": self.layers.explore,
             "quota": self.layers.quota,
             "veto": self.layers.veto,
+            "skips": self.layers.skips,
             "audit_share": self.audit_share,
             "first": self.first,
             "noise": self.noise,

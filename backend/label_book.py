@@ -115,6 +115,10 @@ class LabelBook:
         """Task -> index of its agreed class in `config.classes`."""
         return class_indices(self.labels, config.classes)
 
+    def skipped(self) -> list[int]:
+        """Tasks that everybody who opened them skipped, ascending."""
+        return sorted(task for task, label in self.labels.items() if label.kind == "skipped")
+
     def annotators_of(self, task_id: int) -> int:
         """Different people whose annotation of the task counts (skips do not)."""
         return len({a.get("completed_by") for a in self.annotations.get(task_id, ()) if not a.get("was_cancelled")})

@@ -249,9 +249,11 @@ class Refresher:
                 explore=settings.explore if desk.options.explore is None else desk.options.explore,
                 quota=settings.quota,
                 veto=settings.veto,
+                skips=settings.learn_from_skips,
             ),
             seed=settings.seed,
             last=late,
+            skipped=self.book.skipped(),
         )
         self._state.put(desk.id, "strategy_note", ranking.note)
         return from_ranking(ranking, live.classes if live else config.classes)

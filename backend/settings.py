@@ -203,6 +203,13 @@ class Settings(BaseSettings):
         ge=0,
         le=0.5,
     )
+    learn_from_skips: bool = _setting(
+        True,
+        "true/false",
+        "tasks that look like those people skipped are asked last, once the two can be told apart (one a batch is asked"
+        " all the same, as a probe)",
+        "ASKFIRST_LEARN_FROM_SKIPS",
+    )
     audit_share: float = _setting(
         0.1,
         "share",

@@ -294,6 +294,7 @@ class ProjectModel:
         layers: Shares,
         seed: int,
         last: Sequence[int] = (),
+        skipped: Sequence[int] = (),
     ) -> Ranking:
         """Order all unlabelled examples.
 
@@ -309,6 +310,7 @@ class ProjectModel:
             strategy: a name of `list_strategies`.
             front: places; layers: shares of them that go to chance, to rare classes, and to the veto.
             last: ids to ask after all others, ranked too.
+            skipped: those of `labelled` that annotators skipped instead: what looks like them is asked last.
         Raises:
             VersionMissing, CheckpointCorrupt; uncertainty.errors.UnknownMethodError.
         """
@@ -338,6 +340,7 @@ class ProjectModel:
                 audit=is_audit,
                 open=is_open,
                 labels=None if stored is None else self._trained_labels(stored.info.id, ids),
+                rejected=is_labelled & np.isin(ids, as_ids(skipped)),
             ),
             strategy=strategy,
             front=front,

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from .linear import Floats
 
 if TYPE_CHECKING:
-    pass
+    from uncertainty.layers import Layers
+    from uncertainty.pool import Pool
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -72,6 +73,7 @@ class Shares:
     explore: float = 0.1
     quota: float = 0.0
     veto: float = 0.0
+    skips: bool = True  # what looks like skipped examples comes last
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ class Candidates:
     audit: Mask  # [N] of the audit slice, labelled or not
     open: Mask  # [N] still to be labelled, pending and audit ones included
     labels: Ids | None = None  # [N] class index of what was trained on, -1 elsewhere; None: not known
+    rejected: Mask | None = None  # [N] skipped by annotators: none of the classes; labelled, or not open
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,20 @@ def order_candidates(
     Raises:
         uncertainty.errors.UnknownMethodError, PoolError.
     """
+    from uncertainty.layers import Layers, vetoed_rows
+
     pending = np.flatnonzero(pool.open & pool.pending)
     audit = np.flatnonzero(pool.open & ~pool.pending & pool.audit)
     audit = audit[np.argsort(hash_ids(pool.example_ids[audit], salt=1), kind="stable")]
-    chosen, why, note = _front(pool, strategy, front - min(len(audit), round(front * audit_share)), layers, seed)
+    view, wrap = _view(pool), Layers(layers.explore, layers.quota, layers.veto, layers.skips)
+    places = front - min(len(audit), round(front * audit_share))
+    vetoed = np.empty(0, np.int64) if strategy == "random" else vetoed_rows(view, wrap, seed)
+    chosen, why, note = _front(pool, view, vetoed, strategy, places, wrap, seed)
     left = pool.open & ~pool.pending & ~pool.audit
     left[chosen] = False
     rest = _by_uncertainty(pool, np.flatnonzero(left), strategy, seed)
+    doubtful = np.isin(rest, vetoed)
+    rest = np.concatenate([rest[~doubtful], rest[doubtful]])
     # Without predictions the rest is in random order, as for the strategy that wants just that.
     blind = strategy == "random" or not _has_predictions(pool)
     rest_why = _CODE["explore" if blind else "uncertain"]
@@ -169,25 +179,37 @@ def order_candidates(
     return Order(
         rows=np.concatenate([pending, rows]),
         reasons=np.concatenate([np.full(len(pending), _CODE["pending"], np.int8), reasons]),
-        note=note,
+        note="; ".join(part for part in (note, _said_of(vetoed)) if part),
     )
 
 
-def _front(pool: Candidates, strategy: str, k: int, layers: Shares, seed: int) -> tuple[Ids, NDArray[np.int8], str]:
-    """Up to k rows by the strategy, why, and what it noted; fewer where near-duplicates leave no more."""
-    from uncertainty import strategies
-    from uncertainty.layers import Layers, select_in_layers
+def _said_of(vetoed: Ids) -> str:
+    return f"{len(vetoed)} look like what was skipped or like nothing else, and are asked last" if len(vetoed) else ""
 
-    strategies.get_strategy(strategy)  # a wrong name is an error even when nothing is left to choose
-    view = strategies.Pool(
+
+def _view(pool: Candidates) -> Pool:
+    """What strategies see of it: nothing of the audit slice."""
+    from uncertainty.strategies import Pool
+
+    return Pool(
         features=pool.features,
         log_probs=None if pool.log_probabilities is None else pool.log_probabilities[:, None, :],
         labelled=pool.labelled & ~pool.audit,
         pending=pool.pending,
         excluded=(pool.audit | ~(pool.labelled | pool.open)) & ~pool.pending,
         labels=pool.labels,
+        rejected=None if pool.rejected is None else pool.rejected & ~pool.audit,
     )
-    shares = Layers(layers.explore, layers.quota, layers.veto)
+
+
+def _front(
+    pool: Candidates, view: Pool, vetoed: Ids, strategy: str, k: int, layers: Layers, seed: int
+) -> tuple[Ids, NDArray[np.int8], str]:
+    """Up to k rows by the strategy, why, and what it noted; fewer where near-duplicates leave no more."""
+    from uncertainty import strategies
+    from uncertainty.layers import select_in_layers
+
+    strategies.get_strategy(strategy)  # a wrong name is an error even when nothing is left to choose
     left = int(view.selectable.sum()) if view.size else 0
     k = min(k, left)
     if k <= 0:
@@ -195,7 +217,7 @@ def _front(pool: Candidates, strategy: str, k: int, layers: Shares, seed: int) -
     wanted = k
     while True:
         wanted = min(left, wanted + int(_SPARE * wanted) + 8)
-        selection = select_in_layers(strategy, view, wanted, seed=seed, layers=shares)
+        selection = select_in_layers(strategy, view, wanted, seed=seed, layers=layers, vetoed=vetoed)
         distinct = _distinct(pool, selection.indices)
         if len(distinct) >= k or wanted == left:
             break

@@ -154,11 +154,12 @@ def replay(ground: Ground, plan: Plan) -> Iterator[Round]:
                     features=reduced,
                     log_probabilities=log_p,
                     # Junk that was answered is known as such: skipped in Label Studio, and never a label.
-                    labelled=bought & ~junk,
+                    labelled=bought,
                     pending=np.zeros(n, bool),
                     audit=audit,
                     open=~bought,
                     labels=np.where(bought & ~junk & ~audit, answers, -1),
+                    rejected=bought & junk,
                 ),
                 strategy=plan.strategy,
                 front=max(count, 1),

@@ -15,6 +15,7 @@ import torch
 from .errors import PoolError
 from .pool import CHUNK, Pool, Rows
 from .pool_scores import pool_score
+from .rejection import like_rejected
 from .selection import Selection, concatenate, interleave, one_per_group, select, spread
 
 _ANCHORS = 2048  # rows that typicality is measured against: a pass over 100,000 rows of 128 takes a second
@@ -31,8 +32,11 @@ class Layers:
             fills, from everything selectable. Means the same for every strategy.
         quota: share of the places that classes get by how few labels they have, most uncertain first, while the
             predicted classes are lopsided.
-        veto: share of the pool, the least like anything else, that is not asked for: out of distribution, junk. One
-            place a batch asks for one of them, as a probe.
+        veto: share of the pool, the least like anything else, that is not asked for: out of distribution, junk.
+
+        skips: whether what looks like rows that annotators rejected is not asked for either.
+
+    One place a batch asks for a vetoed row, as a probe. Random order has no layers: it is uniform.
 
     Raises:
         PoolError: a share outside [0, 1].
@@ -41,6 +45,7 @@ class Layers:
     explore: float = 0.1
     quota: float = 0.3
     veto: float = 0.01
+    skips: bool = True
 
     def __post_init__(self) -> None:
         for name in ("explore", "quota", "veto"):
@@ -55,21 +60,28 @@ def select_in_layers(
     *,
     seed: int,
     layers: Layers,
+    vetoed: Rows | None = None,
 ) -> Selection:
     """Choose up to k rows by a strategy inside its layers.
+
+    Args:
+        vetoed: what `vetoed_rows` gave for the same pool; None: found here.
 
     Raises:
         As `selection.select`.
     """
+    if name == "random":
+        return select(name, pool, k, seed=seed)
     rng = np.random.default_rng([seed, 1, int(pool.labelled.sum())])
-    vetoed = _vetoed(pool, layers.veto, seed) if layers.veto else np.empty(0, np.int64)
+    if vetoed is None:
+        vetoed = vetoed_rows(pool, layers, seed)
     trusted = pool
     if len(vetoed):
         excluded = pool.excluded.copy()
         excluded[vetoed] = True
         trusted = replace(pool, excluded=excluded)
     chosen = select(name, trusted, k, seed=seed)
-    if layers.quota and name != "random":
+    if layers.quota:
         chosen = _mix(_by_quota(trusted, round(layers.quota * len(chosen))), chosen, trusted, rng)
     chosen = interleave(chosen, pool, layers.explore, rng)
     if len(vetoed) and len(chosen) and layers.explore < 1:
@@ -104,16 +116,17 @@ def outlyingness(pool: Pool, seed: int) -> npt.NDArray[np.float32]:
     return out
 
 
-def _vetoed(pool: Pool, share: float, seed: int) -> Rows:
-    """Selectable rows among the most outlying share of the pool; none if that would leave nothing to select."""
+def vetoed_rows(pool: Pool, layers: Layers, seed: int) -> Rows:
+    """Selectable rows that are not asked for: like those annotators rejected, or among the most outlying share of the
+    pool; ascending. None if that would leave nothing to select."""
     known = np.flatnonzero(~pool.excluded)
-    count = int(share * len(known))
-    if not count:
-        return np.empty(0, np.int64)
-    far = outlyingness(pool, seed)
-    worst = known[np.argpartition(-far[known], count - 1)[:count]]
-    worst = np.sort(worst[pool.selectable[worst]])
-    return worst if len(worst) < pool.selectable.sum() else np.empty(0, np.int64)
+    count = int(layers.veto * len(known))
+    out = like_rejected(pool, seed) if layers.skips else np.empty(0, np.int64)
+    if count:
+        far = outlyingness(pool, seed)
+        worst = known[np.argpartition(-far[known], count - 1)[:count]]
+        out = np.union1d(out, worst[pool.selectable[worst]])
+    return out if len(out) < pool.selectable.sum() else np.empty(0, np.int64)
 
 
 def _by_quota(pool: Pool, k: int) -> Selection:

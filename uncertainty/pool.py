@@ -32,6 +32,8 @@ class Pool:
         groups: [N] int64 or None, near-duplicate group of each row, -1 for none.
         labels: [N] int64 or None, class index of each labelled row, -1 where unknown. Strategies that weigh
             classes use them, and posterior samples are drawn from them where log_probs hold one sample only.
+        rejected: [N] bool or None, annotators said that this is none of the classes (a skip). Such a row cannot be
+            selected: it is labelled or excluded too.
 
     Raises:
         ShapeError: lengths or axes disagree, or a mask is not boolean.
@@ -46,6 +48,7 @@ class Pool:
     excluded: npt.NDArray[np.bool_]
     groups: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[np.int64] | None = None
+    rejected: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         features = np.asarray(self.features)
@@ -57,6 +60,10 @@ class Pool:
         object.__setattr__(self, "features", features)
         for name in ("labelled", "pending", "excluded"):
             object.__setattr__(self, name, check_mask(name, getattr(self, name), n))
+        if self.rejected is not None:
+            object.__setattr__(self, "rejected", check_mask("rejected", self.rejected, n))
+            if (self.rejected & self.selectable).any():
+                raise PoolError("a rejected row is still selectable; mark it as labelled or excluded too")
         if self.groups is not None:
             groups = np.asarray(self.groups)
             if groups.shape != (n,) or groups.dtype.kind not in "iu":

@@ -266,3 +266,33 @@ def test_without_a_version_nothing_is_claimed():
 
 def test_the_audit_slice_of_a_finished_project_is_enough():
     assert audit_is_enough(2_000, 0.8)
+
+
+def test_what_looks_like_skipped_examples_comes_last_and_is_said():
+    rng = np.random.default_rng(0)
+    n = 300
+    odd = np.arange(n) % 5 == 0
+    x = 0.3 * rng.normal(size=(n, 8))
+    x[np.arange(n), odd.astype(int)] += 1
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    given = np.arange(n) < 60
+    log_p = np.log(rng.dirichlet(np.ones(3), n)).astype(np.float32)
+    pool = Candidates(
+        example_ids=np.arange(n) + 1,
+        features=x,
+        log_probabilities=log_p,
+        labelled=given,
+        pending=np.zeros(n, bool),
+        audit=np.zeros(n, bool),
+        open=~given,
+        labels=np.where(given & ~odd, np.arange(n) % 3, -1),
+        rejected=given & odd,
+    )
+    found = order_candidates(pool, strategy="uherding", front=20, layers=Shares(explore=0), audit_share=0.1, seed=0)
+    assert odd[found.rows[-40:]].mean() > 0.9
+    assert odd[found.rows[:20]].sum() <= 2  # one is a probe
+    assert "skipped" in found.note
+    blind = order_candidates(
+        pool, strategy="uherding", front=20, layers=Shares(explore=0, skips=False), audit_share=0.1, seed=0
+    )
+    assert odd[blind.rows[-40:]].mean() < 0.5
