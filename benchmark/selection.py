@@ -36,7 +36,7 @@ STRATEGIES = (
 )  # fmt: skip
 JUNK_OF = {"mnist": "notmnist", "cifar10": "mnist", "ham10000": "cifar10"}
 MOST = 5_000  # examples of a cell: keeps twenty seeds of all strategies within an evening
-BATCH, BUDGET = 20, 300
+BATCH, BUDGET = 25, 300
 
 
 def load(name: str, features: Path) -> Oracle:

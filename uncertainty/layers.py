@@ -99,20 +99,28 @@ def outlyingness(pool: Pool, seed: int) -> npt.NDArray[np.float32]:
     """
     out = np.zeros(pool.size, np.float32)
     known = np.flatnonzero(~pool.excluded)
-    if len(known) < 2:
+    out[known] = distance_to_nearest(pool, known, np.random.default_rng(seed).permutation(known)[:_ANCHORS])
+    return out
+
+
+def distance_to_nearest(pool: Pool, rows: Rows, anchors: Rows) -> npt.NDArray[np.float32]:
+    """Mean cosine distance of each of `rows` to the nearest 20 of `anchors` that are other rows, [n] in [0, 2]; 0
+    where there is no other."""
+    out = np.zeros(len(rows), np.float32)
+    anchors = np.sort(anchors)
+    near = min(_NEIGHBOURS, len(anchors) - 1)
+    if near < 1:
         return out
-    anchor_rows = np.sort(np.random.default_rng(seed).permutation(known)[:_ANCHORS])
-    anchors = pool.rows(anchor_rows).T.contiguous()
-    near = min(_NEIGHBOURS, len(anchor_rows) - 1)
+    at = pool.rows(anchors).T.contiguous()
     step = CHUNK // 8
-    for start in range(0, len(known), step):
-        part = known[start : start + step]
-        cosine = pool.rows(part) @ anchors
-        place = np.searchsorted(anchor_rows, part)
-        place[place == len(anchor_rows)] = 0
-        own = np.flatnonzero(anchor_rows[place] == part)  # a row is not its own neighbour
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        cosine = pool.rows(part) @ at
+        place = np.searchsorted(anchors, part)
+        place[place == len(anchors)] = 0
+        own = np.flatnonzero(anchors[place] == part)  # a row is not its own neighbour
         cosine[torch.from_numpy(own), torch.from_numpy(place[own])] = -torch.inf
-        out[part] = 1 - cosine.topk(near, dim=1, sorted=False).values.mean(1).numpy()
+        out[start : start + step] = 1 - cosine.topk(near, dim=1, sorted=False).values.mean(1).numpy()
     return out
 
 

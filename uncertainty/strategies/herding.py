@@ -22,7 +22,7 @@ from ..selection import (
 # time (half the points: 86-92 %; a third more candidates: 1 % more).
 CANDIDATES = 3072
 POINTS = 4096
-_PER_CHOICE = 8
+PER_CHOICE = 8
 _WIDTH_SAMPLE = 1024
 
 
@@ -44,6 +44,13 @@ def by_margin(pool: Pool, rng: np.random.Generator) -> tuple[Rows, npt.NDArray[n
     return rows, weights if weights.sum() > 0 else np.ones(len(rows))  # sure of everything: nothing to weigh by
 
 
+def offered(rows: Rows, weights: npt.NDArray[np.float64], size: int, rng: np.random.Generator) -> Rows:
+    """At most `size` candidates among `rows`, drawn half in proportion to weight, half uniformly."""
+    even = np.full(len(rows), weights.mean())
+    places, _ = coverage.systematic_sample((weights + even) / 2, size, rng)
+    return rows[places]
+
+
 def herd(
     pool: Pool,
     k: int,
@@ -58,11 +65,9 @@ def herd(
     Exact greedy when there are at most `CANDIDATES` and `POINTS` rows. Above, coverage is measured at points
     drawn in proportion to their weight, and candidates are drawn half so, half uniformly, unless they are given.
     """
-    points, representing = coverage.systematic_sample(weights, max(POINTS, _PER_CHOICE * k), rng)
+    points, representing = coverage.systematic_sample(weights, max(POINTS, PER_CHOICE * k), rng)
     if candidates is None:
-        even = np.full(len(rows), weights.mean())
-        offered, _ = coverage.systematic_sample((weights + even) / 2, max(CANDIDATES, _PER_CHOICE * k), rng)
-        candidates = rows[offered]
+        candidates = offered(rows, weights, max(CANDIDATES, PER_CHOICE * k), rng)
     candidates = one_per_pending_group(pool, rng.permutation(candidates))
     around = np.flatnonzero((pool.labelled | pool.pending) & ~pool.excluded)
     centres = pool.rows(around)

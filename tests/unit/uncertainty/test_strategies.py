@@ -57,7 +57,7 @@ def mask(n, rows):
 def small_samples(request, monkeypatch):
     """Samples smaller than these pools, so that both the exact and the sampled way are walked."""
     if "sampled" in request.fixturenames and request.getfixturevalue("sampled"):
-        for name, value in (("CANDIDATES", 60), ("POINTS", 80), ("_PER_CHOICE", 2)):
+        for name, value in (("CANDIDATES", 60), ("POINTS", 80), ("PER_CHOICE", 2)):
             monkeypatch.setattr(herding, name, value)
 
 
