@@ -34,12 +34,17 @@ class Settings:
     batch: int = 10
     budget: int = 500
     seeds: int = 3
+    first_seed: int = 0
     test_share: float = 0.25
     layers: Shares = field(default_factory=Shares)
     audit_share: float = 0.1
     first: int | None = None
     noise: float = 0.0
     workers: int = 1
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def plan(self, seed: int, strategy: str) -> simulate.Plan:
         return simulate.Plan(
@@ -97,7 +102,7 @@ def run(oracle: simulate.Oracle, settings: Settings, out: Path, *, about: Mappin
     """
     said = json.loads(json.dumps({**about, **settings.fingerprint()}))
     _same_settings(out, said)
-    wanted: list[Job] = [(seed, strategy) for seed in range(settings.seeds) for strategy in settings.strategies]
+    wanted: list[Job] = [(seed, strategy) for seed in settings.all_seeds for strategy in settings.strategies]
     rows, lines = _kept(out)
     complete = {(int(r["seed"]), r["strategy"]) for r in rows}
     _write(out, rows, lines)
