@@ -182,7 +182,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     strategy: str = _setting(
-        "uherding", "name", "selection strategy, see `askfirst strategies`", "ASKFIRST_STRATEGY", "MODEL_STRATEGY"
+        "auto", "name", "selection strategy, see `askfirst strategies`", "ASKFIRST_STRATEGY", "MODEL_STRATEGY"
     )
     explore: float = _setting(
         0.1, "share", "part of every batch drawn uniformly at random", "ASKFIRST_EXPLORE", "MODEL_EXPLORE", ge=0, le=1
