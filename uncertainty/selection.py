@@ -13,7 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import EmptyPool, PoolError, PoolExhausted, UnknownMethodError
+from .errors import EmptyPool, PoolError, PoolExhausted
+from .named import Registry
 from .pool import Pool, Rows
 
 Reason = Literal["uncertain", "diverse", "explore", "probe"]
@@ -87,35 +88,8 @@ class StrategyInfo:
     exactness: str = "exact"  # what is given up on large pools
 
 
-_STRATEGIES: dict[str, StrategyInfo] = {}
-
-
-def register_strategy(info: StrategyInfo) -> None:
-    """Make a strategy known under `info.name`; a name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if info.name in _STRATEGIES:
-        raise ValueError(f"strategy {info.name!r} is already registered")
-    _STRATEGIES[info.name] = info
-
-
-def get_strategy(name: str) -> StrategyInfo:
-    """The strategy of that name.
-
-    Raises:
-        UnknownMethodError: lists the known names.
-    """
-    try:
-        return _STRATEGIES[name]
-    except KeyError:
-        raise UnknownMethodError(name, _STRATEGIES) from None
-
-
-def list_strategies() -> list[StrategyInfo]:
-    """All strategies by name."""
-    return [info for _, info in sorted(_STRATEGIES.items())]
+_STRATEGIES = Registry[StrategyInfo]("strategy")
+register_strategy, get_strategy, list_strategies = _STRATEGIES.register, _STRATEGIES.get, _STRATEGIES.list
 
 
 def select(name: str, pool: Pool, k: int, *, seed: int) -> Selection:
