@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .coverage import systematic_sample
 from .errors import EmptyPool, PoolError, PoolExhausted
 from .named import Registry
 from .pool import Pool, Rows
@@ -174,6 +175,20 @@ def concatenate(first: Selection, second: Selection) -> Selection:
 def shuffled(pool: Pool, rng: np.random.Generator) -> Rows:
     """Selectable rows in random order, one of each group, none of a pending group."""
     return one_per_group(pool, rng.permutation(np.flatnonzero(pool.selectable)))
+
+
+def thinned(pool: Pool, rows: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """`rows` in random order, or `size` of them where there are more: each with the same chance, and where there are
+    predictions each predicted class by its share.
+    """
+    rows = rng.permutation(rows)
+    if len(rows) <= size:
+        return rows
+    if not pool.has_predictions:
+        return rows[:size]
+    rows = rows[np.argsort(pool.likeliest_class(rows), kind="stable")]
+    drawn, _ = systematic_sample(np.ones(len(rows)), size, rng)
+    return rng.permutation(rows[drawn])
 
 
 def one_per_group(pool: Pool, rows: Rows) -> Rows:
