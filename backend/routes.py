@@ -123,9 +123,13 @@ def _add_protocol(app: OpenAPI, service: Service, metrics: Metrics) -> None:
             said["job"] = answer.job  # Label Studio takes a top-level `job` for one that its button started
         return _json(said, 201)
 
-    @app.get("/versions", responses={200: VersionsAnswer}, summary="Model versions of a project")
+    @app.get(
+        "/versions",
+        responses={200: VersionsAnswer, 404: refers_to(ErrorAnswer)},
+        summary="Model versions of a project",
+    )
     def versions(query: VersionsQuery) -> Response:
-        """Newest first; without `project` those of all projects."""
+        """Newest first; without `project`, as Label Studio asks, those of all projects. 404: it is not known here."""
         return _json({"versions": service.versions(query.project or None)})
 
     @app.post(
