@@ -47,6 +47,9 @@ RETIRED = {
     "`askfirst versions` manages what is kept here.",
     "/duplicate_model": "POST /duplicate_model is not served. Every project learns a model of its own.",
 }
+# Bytes that a body of these may have: a labelling config of ten thousand choices fits. The others take lists of tasks,
+# 0.5 kB each, and as much as the settings allow. Reading JSON takes time; a length that was told takes none.
+BODY_LIMITS = {"/setup": 2**20, "/job_status": 2**20}
 _HEALTH = json.dumps({"model_class": MODEL_CLASS, "status": "UP"})
 _THUMB_MAX_AGE_S = 300
 

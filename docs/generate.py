@@ -158,8 +158,12 @@ def env_example() -> str:
 
 # ---------------------------------------------------------------------- HTTP
 def http_page() -> str:
+    from backend.routes import BODY_LIMITS
+
     document = _openapi()
     common = _common_errors(document)
+    small = " and ".join(code(path) for path in BODY_LIMITS)
+    (limit,) = set(BODY_LIMITS.values())
     summaries = [(code(f"{method} {path}"), route["summary"]) for method, path, route in _routes(document)]
     parts = [
         f"""# HTTP
@@ -171,6 +175,9 @@ With `BASIC_AUTH_USER` and `BASIC_AUTH_PASS` set, every route wants HTTP basic a
 `X-Ask-First-Secret` too, since Label Studio sends no basic auth with its events. Errors are JSON of one shape,
 `{{"error": code, "message": text, "request_id": id}}`; the id is in the header `X-Request-ID` of every answer and in
 the log. Every route may answer {", ".join(common)} in this way; its own section tells what else it answers.
+
+A body of {small} may have at most {limit:,} bytes, any other as many as
+`ASKFIRST_MAX_BODY_BYTES` says: Label Studio tells of a whole import, some 500 bytes a task, in one event.
 
 {table(("route", "what it is for"), summaries)}
 """
