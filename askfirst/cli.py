@@ -365,6 +365,7 @@ def _tools() -> Iterator[tuple[Workshop, Dispatcher]]:
 def _known_strategy(name: str) -> None:
     from training import api
 
-    known = [strategy.name for strategy in api.list_strategies()]
-    if name not in known:
-        raise fail(f"there is no strategy {name!r}; choose one of {', '.join(known)}")
+    try:
+        api.get_strategy(name)
+    except LookupError as error:
+        raise fail(f"there is no strategy {name!r}: {error}") from None

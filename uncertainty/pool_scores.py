@@ -30,6 +30,7 @@ class ScoreInfo:
     paper: str
     needs_predictions: bool = True
     needs_labels: bool = False
+    needs_samples: bool = False  # of the pool's posterior
 
 
 _SCORES = Registry[ScoreInfo]("score")
@@ -72,5 +73,6 @@ for _method in registry.list_methods():
             # Those that need several samples draw them from the labels where predictions hold one.
             needs_predictions=_method.min_samples == 1,
             needs_labels=_method.min_samples > 1,
+            needs_samples=_method.min_samples > 1,
         )
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import NotADistributionError, PoolError, ShapeError
 from .linear_head import Doubles, LinearHead, check_weights, fit_linear_head, log_softmax
-from .pool import Pool, Rows
+from .pool import Pool, Posterior, Rows
 from .shapes import check_labels, check_log_probs
 
 SAMPLES = 20  # posterior samples where none are given; reports use 100
@@ -429,7 +429,22 @@ def test_time_augmentation(predict: Callable[[_View], Tensor], views: Iterable[_
     return stack_members([predict(view) for view in views])
 
 
+MEANING: dict[Posterior, tuple[str, str]] = {  # what samples are, paper
+    "laplace": (
+        f"{SAMPLES} heads drawn from a Gaussian around the fitted one, as wide as the labels leave it",
+        "Daxberger et al. 2021, arXiv:2106.14806",
+    ),
+    "bootstrap": (
+        f"{MEMBERS} heads, each fitted to a draw of the labels and half of the features",
+        "Ho 1998; Lakshminarayanan et al. 2017, arXiv:1612.01474",
+    ),
+    "dropout": (
+        f"the fitted head, {SAMPLES} times with half of the features dropped at random",
+        "Gal and Ghahramani 2016, arXiv:1506.02142",
+    ),
+}
 _POSTERIORS: WeakKeyDictionary[Pool, LinearPosterior] = WeakKeyDictionary()
+_HEADS: WeakKeyDictionary[Pool, tuple[LinearHead, ...]] = WeakKeyDictionary()
 
 
 def posterior_of(pool: Pool) -> LinearPosterior:
@@ -440,26 +455,42 @@ def posterior_of(pool: Pool) -> LinearPosterior:
     """
     found = _POSTERIORS.get(pool)
     if found is None:
-        if not pool.tells_classes:
-            raise PoolError(
-                "posterior samples need log_probs with several samples, or labels of at least two classes; give "
-                "Pool(labels=...) or choose a strategy that does without"
-            )
-        features = pool.rows(pool.known_rows).numpy()
-        found = _POSTERIORS[pool] = LinearPosterior.fit(features, pool.labels_of_labelled, pool.classes)
+        found = _POSTERIORS[pool] = LinearPosterior.fit(*_known(pool), pool.classes)
     return found
+
+
+def _heads_of(pool: Pool) -> tuple[LinearHead, ...]:
+    found = _HEADS.get(pool)
+    if found is None:
+        found = _HEADS[pool] = bootstrap_heads(*_known(pool), pool.classes)
+    return found
+
+
+def _known(pool: Pool) -> tuple[npt.NDArray[Any], Rows]:
+    """Features and labels of what is known."""
+    if not pool.tells_classes:
+        raise PoolError(
+            "posterior samples need log_probs with several samples, or labels of at least two classes; give "
+            "Pool(labels=...) or choose a strategy that does without"
+        )
+    return pool.rows(pool.known_rows).numpy(), pool.labels_of_labelled
 
 
 def samples_of(pool: Pool, rows: Rows, count: int = SAMPLES) -> Tensor:
     """Posterior samples of some rows, [len(rows), S, C] log-probabilities: those given if there are several, else
-    `count` of `posterior_of`, the same weights for all rows.
+    those of the pool's posterior (`MEANING`), the same heads for all rows; `count` of them, but for bootstrap heads.
 
     Raises:
         PoolError: neither several samples nor labels of two classes are known.
     """
     if pool.log_probs is not None and pool.log_probs.shape[1] > 1:
         return pool.predictions(rows)
-    return posterior_of(pool).samples(pool.rows(rows), count)
+    features = pool.rows(rows)
+    if pool.posterior == "bootstrap":
+        return ensemble(_heads_of(pool), features)
+    if pool.posterior == "dropout":
+        return mc_dropout(posterior_of(pool), features, count=count)
+    return posterior_of(pool).samples(features, count)
 
 
 def _class_eigen(curvature: Doubles) -> tuple[Doubles, Doubles]:

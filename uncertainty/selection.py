@@ -7,16 +7,16 @@ predictions (no model yet, or a single class) those that need them choose by cov
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .coverage import systematic_sample
-from .errors import EmptyPool, PoolError, PoolExhausted
+from .errors import EmptyPool, PoolError, PoolExhausted, UnknownMethodError
 from .named import Registry
-from .pool import Pool, Rows
+from .pool import POSTERIORS, Pool, Rows
 
 Reason = Literal["uncertain", "diverse", "explore", "probe"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -87,10 +87,32 @@ class StrategyInfo:
     paper: str
     needs_labels: bool = False  # uses `Pool.labels` (itself, or for posterior samples); without two classes, maxherding
     exactness: str = "exact"  # what is given up on large pools
+    needs_samples: bool = False  # uses posterior samples: "name@posterior" says which, one of `pool.POSTERIORS`
 
 
 _STRATEGIES = Registry[StrategyInfo]("strategy")
-register_strategy, get_strategy, list_strategies = _STRATEGIES.register, _STRATEGIES.get, _STRATEGIES.list
+register_strategy, list_strategies = _STRATEGIES.register, _STRATEGIES.list
+
+
+def get_strategy(name: str) -> StrategyInfo:
+    """The strategy of that name; "bald@dropout" is bald with samples of the dropout posterior (`predictives.MEANING`).
+
+    Raises:
+        UnknownMethodError: lists the known names; no such posterior, or a strategy that draws no samples.
+    """
+    base, at, wanted = name.partition("@")
+    info = _STRATEGIES.get(base)
+    if not at:
+        return info
+    posterior = next((known for known in POSTERIORS if known == wanted), None)
+    if posterior is None or not info.needs_samples:
+        drawing = [other.name for other in _STRATEGIES.list() if other.needs_samples]
+        raise UnknownMethodError(name, [f"{other}@{'|'.join(POSTERIORS)}" for other in drawing])
+
+    def fn(pool: Pool, k: int, rng: np.random.Generator) -> Selection:
+        return info.fn(replace(pool, posterior=posterior), k, rng)
+
+    return replace(info, name=name, fn=fn)
 
 
 def select(name: str, pool: Pool, k: int, *, seed: int) -> Selection:

@@ -1,5 +1,7 @@
 """Posterior samples of a linear head: closed forms against dense matrices, Monte Carlo and refits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from scipy.special import softmax
 from uncertainty import predictives
 from uncertainty.errors import NotADistributionError, PoolError, ShapeError
 from uncertainty.linear_head import LinearHead
-from uncertainty.pool import Pool
+from uncertainty.pool import POSTERIORS, Pool
 from uncertainty.predictives import (
     LinearPosterior,
     bootstrap_heads,
@@ -319,6 +321,33 @@ def test_a_pool_is_fitted_once_and_given_samples_go_first():
     assert samples_of(pool_of([0, 1, 2, 1] + [-1] * 20, given), rows).shape == (3, 2, 3)
 
 
-def test_a_pool_of_one_known_class_has_no_posterior():
+def test_the_posterior_of_a_pool_says_which_heads_its_samples_are_of():
+    labels = np.array([0, 1, 2, 1] * 5 + [-1] * 20)
+    rows = np.array([25, 3, 30])
+    pool = pool_of(labels)
+    x = torch.from_numpy(pool.features[rows])
+    heads = bootstrap_heads(pool.features[:20], labels[:20], 3)
+    expected = {
+        "laplace": posterior_of(pool).samples(x),
+        "bootstrap": ensemble(heads, x),
+        "dropout": mc_dropout(posterior_of(pool), x),
+    }
+    assert set(expected) == set(predictives.MEANING) == set(POSTERIORS)
+    for name, samples in expected.items():
+        np.testing.assert_allclose(samples_of(replace(pool, posterior=name), rows), samples, atol=1e-5)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_pool_of_one_known_class_has_no_posterior(posterior):
+    pool = replace(pool_of([0, 0] + [-1] * 5), posterior=posterior)
     with pytest.raises(PoolError, match="two classes"):
-        posterior_of(pool_of([0, 0] + [-1] * 5))
+        samples_of(pool, np.array([3]))
+
+
+def test_bootstrap_heads_of_a_pool_are_fitted_once(monkeypatch):
+    fits = []
+    monkeypatch.setattr(predictives, "bootstrap_heads", lambda *a: fits.append(a) or bootstrap_heads(*a))
+    pool = replace(pool_of([0, 1, 2, 1] + [-1] * 20), posterior="bootstrap")
+    for rows in (np.array([5, 3]), np.array([9])):
+        samples_of(pool, rows)
+    assert len(fits) == 1
