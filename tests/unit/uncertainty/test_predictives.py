@@ -7,18 +7,17 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from uncertainty import predictives
+from uncertainty import laplace, predictives
 from uncertainty.errors import NotADistributionError, PoolError, ShapeError
+from uncertainty.laplace import LinearPosterior, single
 from uncertainty.linear_head import LinearHead
 from uncertainty.pool import POSTERIORS, Pool
 from uncertainty.predictives import (
-    LinearPosterior,
     bootstrap_heads,
     ensemble,
     mc_dropout,
     posterior_of,
     samples_of,
-    single,
     stack_members,
     tempered,
 )
@@ -125,7 +124,7 @@ def test_samples_are_the_same_functions_for_every_row_call_and_count(monkeypatch
     x = queries()
     all_at_once = posterior.samples(x, 10, seed=4)
     np.testing.assert_allclose(posterior.samples(x[5:7], 10, seed=4), all_at_once[5:7])
-    monkeypatch.setattr(predictives, "_REMEMBERED", 50)  # groups of two heads
+    monkeypatch.setattr(laplace, "_REMEMBERED", 50)  # groups of two heads
     again = LinearPosterior.fit(*data(20), 3)
     np.testing.assert_allclose(again.samples(x, 7, seed=4), all_at_once[:, :7])
     assert not torch.allclose(posterior.samples(x, 10, seed=5), all_at_once)
@@ -218,7 +217,7 @@ def test_variance_by_chunks_is_variance_at_once(monkeypatch):
     x, y = data(10)
     posterior = LinearPosterior.fit(x, y, 3).update(x[0], 1)
     at_once = posterior.variance(queries())
-    monkeypatch.setattr(predictives, "_NUMBERS", 1)
+    monkeypatch.setattr(laplace, "_NUMBERS", 1)
     np.testing.assert_allclose(posterior.variance(queries()), at_once)
 
 
