@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import AskFirstError
-from .signals import Interrupted
+from .signals import Interrupted, turned_into_exceptions
 
 if TYPE_CHECKING:
     from backend.dispatch import Dispatcher
@@ -299,6 +299,8 @@ def simulate(
 ) -> None:
     """Replay labels that are known, and see what each strategy would have been worth. Goes on where it was stopped.
 
+    Ctrl-C ends it with status 130.
+
     With --report and without --images or --project only the report is written anew.
     """
     from .simulate_command import Request, run
@@ -306,29 +308,32 @@ def simulate(
     names = tuple(name.strip() for name in strategy.split(",") if name.strip()) or ("random", _settings().strategy)
     for name in names:
         _known_strategy(name)
-    run(
-        Request(
-            out=out,
-            images=images,
-            labels=labels,
-            label=label,
-            group=group,
-            project=project,
-            strategies=tuple(dict.fromkeys(names)),
-            batch=batch,
-            budget=budget,
-            seeds=seeds,
-            test_share=test_share,
-            audit_share=audit_share,
-            noise=noise,
-            workers=workers,
-            work=work,
-            report=report,
-            metric=metric,
-            target=target,
-        ),
-        _settings(),
+    request = Request(
+        out=out,
+        images=images,
+        labels=labels,
+        label=label,
+        group=group,
+        project=project,
+        strategies=tuple(dict.fromkeys(names)),
+        batch=batch,
+        budget=budget,
+        seeds=seeds,
+        test_share=test_share,
+        audit_share=audit_share,
+        noise=noise,
+        workers=workers,
+        work=work,
+        report=report,
+        metric=metric,
+        target=target,
     )
+    try:
+        with turned_into_exceptions():
+            run(request, _settings())
+    except Interrupted:
+        typer.echo(f"stopped; {out} keeps what is complete, and the same command goes on from there", err=True)
+        raise
 
 
 # ---------------------------------------------------------------------- shared
@@ -360,6 +365,7 @@ def _tools() -> Iterator[tuple[Workshop, Dispatcher]]:
 def _known_strategy(name: str) -> None:
     from training import api
 
-    known = [strategy.name for strategy in api.list_strategies()]
-    if name not in known:
-        raise fail(f"there is no strategy {name!r}; choose one of {', '.join(known)}")
+    try:
+        api.get_strategy(name)
+    except LookupError as error:
+        raise fail(f"there is no strategy {name!r}: {error}") from None

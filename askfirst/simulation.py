@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,9 @@ def _results(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield (running.pop(future), *future.result())
         finally:
-            for future in running:
-                future.cancel()
+            if running:  # stopped: nobody waits for pairs whose rows are not taken any more
+                for child in active_children():
+                    child.terminate()
 
 
 _here: tuple[simulate.Oracle, Settings] | None = None
@@ -147,6 +149,7 @@ def _ground(oracle: simulate.Oracle, test_share: float, seed: int) -> simulate.G
 def _remember(oracle: simulate.Oracle, settings: Settings) -> None:
     global _here
     _here = oracle, settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches everybody; the parent ends us without tracebacks
 
 
 def _pair_here(job: Job) -> tuple[list[dict[str, Any]], list[str]]:

@@ -24,7 +24,7 @@ from .bodies import read_json
 from .errors import BackendError, PayloadTooLarge, Unauthorized
 from .metrics import Metrics
 from .ports import Service
-from .routes import RETIRED, add_routes, error_body, refers_to
+from .routes import BODY_LIMITS, RETIRED, add_routes, error_body, refers_to
 from .schemas import ErrorAnswer, bad_payload
 from .settings import Settings
 
@@ -105,7 +105,7 @@ def create_app(settings: Settings, service: Service, *, webhook_secret: str = ""
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 300
     app.url_map.strict_slashes = False
     _add_hooks(app, gate, metrics)
-    _add_error_handlers(app, settings)
+    _add_error_handlers(app)
     add_routes(app, service, metrics)
     return app
 
@@ -123,6 +123,9 @@ def _add_hooks(app: Flask, gate: Gate, metrics: Metrics) -> None:
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
         headers = request.headers
         gate.check(request.path.rstrip("/"), headers.get("Authorization"), headers.get(SECRET_HEADER))
+        limit = BODY_LIMITS.get(request.url_rule.rule if request.url_rule else "")
+        if limit is not None:
+            request.max_content_length = min(limit, app.config["MAX_CONTENT_LENGTH"])
 
     @app.teardown_request
     def forget(_error: BaseException | None) -> None:
@@ -170,7 +173,7 @@ def _request_id(came: str | None) -> str:
     return uuid.uuid4().hex
 
 
-def _add_error_handlers(app: Flask, settings: Settings) -> None:
+def _add_error_handlers(app: Flask) -> None:
     @app.errorhandler(BackendError)
     def on_backend_error(error: BackendError) -> Response:
         response = _error_response(error.status, error.as_body(g.request_id))
@@ -184,8 +187,8 @@ def _add_error_handlers(app: Flask, settings: Settings) -> None:
     @app.errorhandler(HTTPException)
     def on_http_exception(error: HTTPException) -> Any:
         if isinstance(error, RequestEntityTooLarge):
-            came = request.content_length
-            return on_backend_error(PayloadTooLarge("A request body", settings.max_body_bytes, came))
+            what, limit = f"The body of {request.path}", request.max_content_length or 0
+            return on_backend_error(PayloadTooLarge(what, limit, request.content_length))
         if error.code is None or error.code < 400:  # a redirect
             return error
         message = error.description or error.name

@@ -57,7 +57,7 @@ def _count(text: str) -> int:
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", text):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}(@[A-Za-z]{1,20})?", text):
         raise ValueError
     return text.lower().replace("-", "_")
 

@@ -20,6 +20,7 @@ from .settings import Settings
 from .worker_context import build
 
 LEAST_FREE_BYTES = 2 * 2**30
+SHOWN_CLASSES = 8  # of a labelling config; a line should stay a line
 FLAG = "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"
 
 
@@ -183,7 +184,9 @@ def _project(ls: LabelStudioClient, project_id: int) -> str:
 
 def _config(ls: LabelStudioClient, project_id: int) -> str:
     config = parse(ls.project(project_id).label_config)
-    return "; ".join((f"served: {len(config.classes)} classes ({', '.join(config.classes[:8])})", *config.notes))
+    shown, rest = config.classes[:SHOWN_CLASSES], len(config.classes) - SHOWN_CLASSES
+    names = ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+    return "; ".join((f"served: {len(config.classes)} classes ({names})", *config.notes))
 
 
 def _reaches_us(workshop: Workshop, settings: Settings, project_id: int) -> str:

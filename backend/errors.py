@@ -6,6 +6,7 @@
     ├── PayloadTooLarge          413  .limit_bytes
     ├── Unauthorized             401
     ├── UnsupportedLabelConfig   422  the message shows XML that would work
+    ├── UnknownProject           404  .project_id
     ├── ImageUnavailable         422  .task_id .reason; one task's trouble, counted; .retryable by its cause
     ├── LabelStudioUnavailable   502  retryable: time-out, 5xx, no connection
     ├── LabelStudioRejected      502  4xx: .label_studio_status .body; asking again does not help
@@ -101,6 +102,20 @@ class UnsupportedLabelConfig(BackendError):
         super().__init__(f"{reason}\nA labelling config that works:\n{example}")
         self.reason = reason
         self.example = example
+
+
+class UnknownProject(BackendError):
+    """Nothing is kept here of the project asked about."""
+
+    status = 404
+    code = "unknown_project"
+
+    def __init__(self, project_id: int) -> None:
+        super().__init__(
+            f"Project {project_id} is not known here. Connect it, `askfirst connect --project {project_id}`, or ask "
+            "without `project` for those of all projects."
+        )
+        self.project_id = project_id
 
 
 class ImageUnavailable(BackendError):

@@ -96,7 +96,10 @@ class Service(Protocol):
         """Record an event and wake a worker; milliseconds. Raises: BadPayload, StoreUnavailable."""
 
     def versions(self, project: str | None) -> list[str]:
-        """Model versions, newest first."""
+        """Model versions, newest first; without a project those of all.
+
+        Raises: BadPayload: no id of a project; UnknownProject.
+        """
 
     def job_status(self, job: str) -> str | None:
         """queued, started, finished, failed, stopped; None when unknown."""

@@ -47,6 +47,9 @@ RETIRED = {
     "`askfirst versions` manages what is kept here.",
     "/duplicate_model": "POST /duplicate_model is not served. Every project learns a model of its own.",
 }
+# Bytes that a body of these may have: a labelling config of ten thousand choices fits. The others take lists of tasks,
+# 0.5 kB each, and as much as the settings allow. Reading JSON takes time; a length that was told takes none.
+BODY_LIMITS = {"/setup": 2**20, "/job_status": 2**20}
 _HEALTH = json.dumps({"model_class": MODEL_CLASS, "status": "UP"})
 _THUMB_MAX_AGE_S = 300
 
@@ -123,9 +126,13 @@ def _add_protocol(app: OpenAPI, service: Service, metrics: Metrics) -> None:
             said["job"] = answer.job  # Label Studio takes a top-level `job` for one that its button started
         return _json(said, 201)
 
-    @app.get("/versions", responses={200: VersionsAnswer}, summary="Model versions of a project")
+    @app.get(
+        "/versions",
+        responses={200: VersionsAnswer, 404: refers_to(ErrorAnswer)},
+        summary="Model versions of a project",
+    )
     def versions(query: VersionsQuery) -> Response:
-        """Newest first; without `project` those of all projects."""
+        """Newest first; without `project`, as Label Studio asks, those of all projects. 404: it is not known here."""
         return _json({"versions": service.versions(query.project or None)})
 
     @app.post(

@@ -11,7 +11,7 @@ import structlog
 
 from . import events
 from .dispatch import Dispatcher
-from .errors import BackendError, ImageUnavailable, StoreUnavailable
+from .errors import BackendError, ImageUnavailable, StoreUnavailable, UnknownProject
 from .labeling_config import LabelingConfig, parse
 from .ls_client import settings_digest
 from .overview import project_overview
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 FLOOD = 100  # events in two to four seconds: a script at work, not people who wait for the next task
 FLOOD_REST_S = 10.0
+MOST_VERSIONS = 100  # listed in one answer
 
 
 class BackendService:
@@ -153,10 +154,15 @@ class BackendService:
 
     # ------------------------------------------------------------------ versions and jobs
     def versions(self, project: str | None) -> list[str]:
-        parsed = _project(project)
-        base = self._workshop.settings.model_dir / "projects"
-        homes = [h for h in [self._home(parsed)] if h] if parsed else sorted(p for p in base.glob("*-*") if p.is_dir())
-        return [v for home in homes for v in self._predictor.versions(home)][:100]
+        if project is None:
+            base = self._workshop.settings.model_dir / "projects"
+            homes = sorted(p for p in base.glob("*-*") if p.is_dir())
+            return [v for home in homes for v in self._predictor.versions(home)][:MOST_VERSIONS]
+        parsed = parse_project(project)
+        home = self._home(parsed)
+        if home is None:
+            raise UnknownProject(parsed.project_id)
+        return self._predictor.versions(home)[:MOST_VERSIONS]
 
     def job_status(self, job: str) -> str | None:
         return self._dispatcher.status(job)

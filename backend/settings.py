@@ -182,7 +182,11 @@ class Settings(BaseSettings):
         ge=0,
     )
     strategy: str = _setting(
-        "auto", "name", "selection strategy, see `askfirst strategies`", "ASKFIRST_STRATEGY", "MODEL_STRATEGY"
+        "auto",
+        "name",
+        "selection strategy, see `askfirst strategies`; name@posterior, e.g. bald@dropout, where it draws samples",
+        "ASKFIRST_STRATEGY",
+        "MODEL_STRATEGY",
     )
     explore: float = _setting(
         0.1, "share", "part of every batch drawn uniformly at random", "ASKFIRST_EXPLORE", "MODEL_EXPLORE", ge=0, le=1

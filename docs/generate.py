@@ -158,8 +158,12 @@ def env_example() -> str:
 
 # ---------------------------------------------------------------------- HTTP
 def http_page() -> str:
+    from backend.routes import BODY_LIMITS
+
     document = _openapi()
     common = _common_errors(document)
+    small = " and ".join(code(path) for path in BODY_LIMITS)
+    (limit,) = set(BODY_LIMITS.values())
     summaries = [(code(f"{method} {path}"), route["summary"]) for method, path, route in _routes(document)]
     parts = [
         f"""# HTTP
@@ -171,6 +175,9 @@ With `BASIC_AUTH_USER` and `BASIC_AUTH_PASS` set, every route wants HTTP basic a
 `X-Ask-First-Secret` too, since Label Studio sends no basic auth with its events. Errors are JSON of one shape,
 `{{"error": code, "message": text, "request_id": id}}`; the id is in the header `X-Request-ID` of every answer and in
 the log. Every route may answer {", ".join(common)} in this way; its own section tells what else it answers.
+
+A body of {small} may have at most {limit:,} bytes, any other as many as
+`ASKFIRST_MAX_BODY_BYTES` says: Label Studio tells of a whole import, some 500 bytes a task, in one event.
 
 {table(("route", "what it is for"), summaries)}
 """
@@ -305,6 +312,7 @@ def _families() -> list[Any]:
 # ---------------------------------------------------------------------- strategies
 def strategies_page() -> str:
     from backend.settings import Settings
+    from uncertainty.predictives import MEANING
     from uncertainty.registry import list_methods
     from uncertainty.strategies import list_strategies
 
@@ -314,6 +322,7 @@ def strategies_page() -> str:
             code(s.name) + (" (default)" if s.name == default else ""),
             s.summary,
             "yes" if s.needs_predictions else "no",
+            "yes" if s.needs_samples else "no",
             s.paper,
         )
         for s in list_strategies()
@@ -328,7 +337,21 @@ How the next tasks are chosen: `ASKFIRST_STRATEGY`, or `model_strategy` on the c
 need predictions choose by coverage alone (`maxherding`) until there is a model. Whatever the strategy, at most one of a
 group of near-duplicates is in a batch, and a share of every batch (`ASKFIRST_EXPLORE`) is drawn uniformly at random.
 
-{table(("name", "chooses", "needs predictions", "source"), strategies)}
+{table(("name", "chooses", "needs predictions", "draws samples", "source"), strategies)}
+
+## Posteriors
+
+A strategy that draws posterior samples takes them from a linear head on the embeddings, fitted to the labels known.
+Of which kind is said behind an `@`: `bald@dropout`, `power_epig@bootstrap`; without it, `laplace`. This holds wherever
+a strategy is named, so `askfirst simulate --strategy bald,bald@bootstrap,bald@dropout` compares them. Until labels of
+two classes are known all of them choose by coverage (`maxherding`).
+
+{table(("name", "samples", "source"), [(code(name), *said) for name, said in MEANING.items()])}
+
+Members of a snapshot or deep ensemble come with fine-tuning, views of test-time augmentation with the images. An order
+is made from one frozen embedding of each image, so no name here reaches them. They are functions of the library,
+`stack_members` and `test_time_augmentation` in `uncertainty.predictives`, for code that trains networks; a `Pool` whose
+`log_probs` hold several samples is used as it is.
 
 ## Scores
 

@@ -57,6 +57,7 @@ __all__ = [
     "UnreadableImage",
     "VersionInfo",
     "VersionMissing",
+    "get_strategy",
     "list_strategies",
     "warm_up",
 ]
@@ -83,6 +84,17 @@ def list_strategies() -> Sequence[StrategyInfo]:
     from uncertainty import strategies
 
     return strategies.list_strategies()
+
+
+def get_strategy(name: str) -> StrategyInfo:
+    """The strategy of that name, or of one with its posterior, "bald@dropout".
+
+    Raises:
+        LookupError: lists the known names.
+    """
+    from uncertainty import strategies
+
+    return strategies.get_strategy(name)
 
 
 def warm_up() -> None:

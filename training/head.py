@@ -236,7 +236,7 @@ def _nll(logits: Doubles, y: Ints) -> float:
 
 def cold_temperature() -> float:
     """T before it can be fitted."""
-    from uncertainty.calibration import COLD_TEMPERATURE
+    from uncertainty.temperature import COLD_TEMPERATURE
 
     return COLD_TEMPERATURE
 
@@ -248,7 +248,7 @@ def _fit_temperature(logits: Doubles, y: Ints) -> float:
     confidence would be 1 and nothing would be left to order by; with the noise, confidence stops near n / (n + 1),
     as in the rule of succession.
     """
-    from uncertainty.calibration import LOG_TEMPERATURE_RANGE
+    from uncertainty.temperature import LOG_TEMPERATURE_RANGE
 
     noise = 1 / (len(y) + 1)
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, softmax
 
-from .errors import NonFiniteScoreError, NotADistributionError, NotFittedError, ShapeError, UnknownMethodError
+from .errors import NonFiniteScoreError, NotADistributionError, NotFittedError, ShapeError
 from .intervals import Floats
+from .named import Registry
 from .selective import aurc
 from .shapes import check_labels, check_probs
 
@@ -126,35 +127,8 @@ class Confidence:
         return _usable(self.name, outputs).fn(outputs, self.parameter)
 
 
-_CONFIDENCES: dict[str, ConfidenceInfo] = {}
-
-
-def register_confidence(info: ConfidenceInfo) -> None:
-    """Make a confidence known under `info.name`; a name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if info.name in _CONFIDENCES:
-        raise ValueError(f"confidence {info.name!r} is already registered")
-    _CONFIDENCES[info.name] = info
-
-
-def get_confidence(name: str) -> ConfidenceInfo:
-    """The confidence of that name.
-
-    Raises:
-        UnknownMethodError: lists the known names.
-    """
-    try:
-        return _CONFIDENCES[name]
-    except KeyError:
-        raise UnknownMethodError(name, _CONFIDENCES) from None
-
-
-def list_confidences() -> list[ConfidenceInfo]:
-    """All confidences by name."""
-    return [info for _, info in sorted(_CONFIDENCES.items())]
+_CONFIDENCES = Registry[ConfidenceInfo]("confidence")
+register_confidence, get_confidence, list_confidences = _CONFIDENCES.register, _CONFIDENCES.get, _CONFIDENCES.list
 
 
 def usable(info: ConfidenceInfo, outputs: Outputs) -> bool:

@@ -281,6 +281,7 @@ for _info in (
         "Bickford Smith et al. 2023, arXiv:2304.08151",
         needs_predictions=False,
         needs_labels=True,
+        needs_samples=True,
     ),
 ):
     register_score(_info)

@@ -1,7 +1,7 @@
 """What a strategy may know: the pool, checked once, then only read."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ from .errors import NotADistributionError, PoolError, ShapeError
 from .shapes import check_mask
 
 Rows = npt.NDArray[np.int64]
+Posterior = Literal["laplace", "bootstrap", "dropout"]  # what they are: `predictives.MEANING`
+POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 
 CHUNK = 65_536  # rows handled at once where a pass over the whole pool is needed
 # fp16 rounding of 2048 numbers moves a norm by less; a forgotten normalisation moves it by more.
@@ -34,6 +36,7 @@ class Pool:
             classes use them, and posterior samples are drawn from them where log_probs hold one sample only.
         rejected: [N] bool or None, annotators said that this is none of the classes (a skip). Such a row cannot be
             selected: it is labelled or excluded too.
+        posterior: of a linear head on these labels, of which samples are drawn then.
 
     Raises:
         ShapeError: lengths or axes disagree, or a mask is not boolean.
@@ -49,6 +52,7 @@ class Pool:
     groups: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[np.int64] | None = None
     rejected: npt.NDArray[np.bool_] | None = None
+    posterior: Posterior = "laplace"
 
     def __post_init__(self) -> None:
         features = np.asarray(self.features)

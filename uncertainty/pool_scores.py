@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import registry
-from .errors import NonFiniteScoreError, UnknownMethodError
+from .errors import NonFiniteScoreError
+from .named import Registry
 from .pool import CHUNK, Pool, Rows
 from .predictives import samples_of
 
@@ -29,37 +30,11 @@ class ScoreInfo:
     paper: str
     needs_predictions: bool = True
     needs_labels: bool = False
+    needs_samples: bool = False  # of the pool's posterior
 
 
-_SCORES: dict[str, ScoreInfo] = {}
-
-
-def register_score(info: ScoreInfo) -> None:
-    """Make a score known under `info.name`; a name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if info.name in _SCORES:
-        raise ValueError(f"score {info.name!r} is already registered")
-    _SCORES[info.name] = info
-
-
-def list_scores() -> list[ScoreInfo]:
-    """All scores by name."""
-    return [info for _, info in sorted(_SCORES.items())]
-
-
-def get_score(name: str) -> ScoreInfo:
-    """The score of that name.
-
-    Raises:
-        UnknownMethodError: lists the known names.
-    """
-    try:
-        return _SCORES[name]
-    except KeyError:
-        raise UnknownMethodError(name, _SCORES) from None
+_SCORES = Registry[ScoreInfo]("score")
+register_score, get_score, list_scores = _SCORES.register, _SCORES.get, _SCORES.list
 
 
 def pool_score(name: str, pool: Pool, rows: Rows) -> Scores:
@@ -98,5 +73,6 @@ for _method in registry.list_methods():
             # Those that need several samples draw them from the labels where predictions hold one.
             needs_predictions=_method.min_samples == 1,
             needs_labels=_method.min_samples > 1,
+            needs_samples=_method.min_samples > 1,
         )
     )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import scores
-from .errors import NonFiniteScoreError, ShapeError, UnknownMethodError
+from .errors import NonFiniteScoreError, ShapeError
+from .named import Registry
 
 
 @dataclass(frozen=True)
@@ -24,35 +25,13 @@ class MethodInfo:
     summary: str  # completes "most uncertain first by ..."
 
 
-_METHODS: dict[str, MethodInfo] = {}
-
-
-def register(info: MethodInfo) -> None:
-    """Make a method known under `info.name`; a name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if info.name in _METHODS:
-        raise ValueError(f"method {info.name!r} is already registered")
-    _METHODS[info.name] = info
-
-
-def get_method(name: str) -> MethodInfo:
-    """The method of that name.
-
-    Raises:
-        UnknownMethodError: lists the known names.
-    """
-    try:
-        return _METHODS[name]
-    except KeyError:
-        raise UnknownMethodError(name, _METHODS) from None
+_METHODS = Registry[MethodInfo]("method")
+register, get_method = _METHODS.register, _METHODS.get
 
 
 def list_methods(max_samples: int | None = None) -> list[MethodInfo]:
     """All methods by name; with `max_samples`, those that work with so few posterior samples."""
-    return [m for _, m in sorted(_METHODS.items()) if max_samples is None or m.min_samples <= max_samples]
+    return [m for m in _METHODS.list() if max_samples is None or m.min_samples <= max_samples]
 
 
 def score(name: str, log_probs: Tensor) -> Tensor:

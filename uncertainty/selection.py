@@ -7,14 +7,16 @@ predictions (no model yet, or a single class) those that need them choose by cov
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from .coverage import systematic_sample
 from .errors import EmptyPool, PoolError, PoolExhausted, UnknownMethodError
-from .pool import Pool, Rows
+from .named import Registry
+from .pool import POSTERIORS, Pool, Rows
 
 Reason = Literal["uncertain", "diverse", "explore", "probe"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -85,37 +87,32 @@ class StrategyInfo:
     paper: str
     needs_labels: bool = False  # uses `Pool.labels` (itself, or for posterior samples); without two classes, maxherding
     exactness: str = "exact"  # what is given up on large pools
+    needs_samples: bool = False  # uses posterior samples: "name@posterior" says which, one of `pool.POSTERIORS`
 
 
-_STRATEGIES: dict[str, StrategyInfo] = {}
-
-
-def register_strategy(info: StrategyInfo) -> None:
-    """Make a strategy known under `info.name`; a name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if info.name in _STRATEGIES:
-        raise ValueError(f"strategy {info.name!r} is already registered")
-    _STRATEGIES[info.name] = info
+_STRATEGIES = Registry[StrategyInfo]("strategy")
+register_strategy, list_strategies = _STRATEGIES.register, _STRATEGIES.list
 
 
 def get_strategy(name: str) -> StrategyInfo:
-    """The strategy of that name.
+    """The strategy of that name; "bald@dropout" is bald with samples of the dropout posterior (`predictives.MEANING`).
 
     Raises:
-        UnknownMethodError: lists the known names.
+        UnknownMethodError: lists the known names; no such posterior, or a strategy that draws no samples.
     """
-    try:
-        return _STRATEGIES[name]
-    except KeyError:
-        raise UnknownMethodError(name, _STRATEGIES) from None
+    base, at, wanted = name.partition("@")
+    info = _STRATEGIES.get(base)
+    if not at:
+        return info
+    posterior = next((known for known in POSTERIORS if known == wanted), None)
+    if posterior is None or not info.needs_samples:
+        drawing = [other.name for other in _STRATEGIES.list() if other.needs_samples]
+        raise UnknownMethodError(name, [f"{other}@{'|'.join(POSTERIORS)}" for other in drawing])
 
+    def fn(pool: Pool, k: int, rng: np.random.Generator) -> Selection:
+        return info.fn(replace(pool, posterior=posterior), k, rng)
 
-def list_strategies() -> list[StrategyInfo]:
-    """All strategies by name."""
-    return [info for _, info in sorted(_STRATEGIES.items())]
+    return replace(info, name=name, fn=fn)
 
 
 def select(name: str, pool: Pool, k: int, *, seed: int) -> Selection:
@@ -200,6 +197,20 @@ def concatenate(first: Selection, second: Selection) -> Selection:
 def shuffled(pool: Pool, rng: np.random.Generator) -> Rows:
     """Selectable rows in random order, one of each group, none of a pending group."""
     return one_per_group(pool, rng.permutation(np.flatnonzero(pool.selectable)))
+
+
+def thinned(pool: Pool, rows: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """`rows` in random order, or `size` of them where there are more: each with the same chance, and where there are
+    predictions each predicted class by its share.
+    """
+    rows = rng.permutation(rows)
+    if len(rows) <= size:
+        return rows
+    if not pool.has_predictions:
+        return rows[:size]
+    rows = rows[np.argsort(pool.likeliest_class(rows), kind="stable")]
+    drawn, _ = systematic_sample(np.ones(len(rows)), size, rng)
+    return rng.permutation(rows[drawn])
 
 
 def one_per_group(pool: Pool, rows: Rows) -> Rows:

@@ -8,8 +8,7 @@ from torch import Tensor
 from ..clustering import MOST_CENTRES, in_turn, k_means
 from ..pool import CHUNK, Pool
 from ..predictives import posterior_of
-from ..selection import Selection, StrategyInfo, register_strategy, shuffled
-from .core_set import thinned
+from ..selection import Selection, StrategyInfo, register_strategy, shuffled, thinned
 
 REACH = 0.2  # share of the way to a class anchor that counts as a little (eps of the paper)
 CANDIDATES = 10_000  # flipping examples that are clustered; more bring no other clusters

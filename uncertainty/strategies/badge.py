@@ -5,9 +5,8 @@ import numpy.typing as npt
 import torch
 
 from ..pool import CHUNK, Pool, Rows
-from ..selection import Selection, StrategyInfo, concatenate, register_strategy, shuffled
+from ..selection import Selection, StrategyInfo, concatenate, register_strategy, shuffled, thinned
 from ..shapes import check_log_probs
-from .core_set import thinned
 
 CANDIDATES = 50_000  # a step looks at all of them: 77 MB at 384 numbers a row, about 10 ms
 # Above so many classes only the likeliest of each example count: the others hardly move a gradient.

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pool import CHUNK, Pool, Rows
-from ..selection import Selection, StrategyInfo, register_strategy, shuffled
+from ..selection import Selection, StrategyInfo, register_strategy, shuffled, thinned
 from ..shapes import check_log_probs
-from .core_set import thinned
 
 CANDIDATES = 10_000
 _PER_CHOICE = 20  # candidates for each choice, so that 2 k of them are still a choice

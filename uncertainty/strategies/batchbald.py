@@ -145,6 +145,7 @@ register_strategy(
         False,
         "Kirsch et al. 2019, arXiv:1906.08158",
         needs_labels=True,
+        needs_samples=True,
         exactness=f"the first {CAREFUL} jointly, among the {CANDIDATES} of highest BALD, exact while C^m * S <= "
         f"{TABLE:.0e} and by up to {CONFIGURATIONS} drawn configurations above; all others drawn in proportion to BALD "
         "(power_bald)",

@@ -3,9 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from ..coverage import systematic_sample
 from ..pool import Pool, Rows
-from ..selection import Selection, StrategyInfo, register_strategy, shuffled
+from ..selection import Selection, StrategyInfo, register_strategy, shuffled, thinned
 
 # Cosines looked at in all: a million rows against 10,000 labelled and chosen ones, one to two minutes on two cores
 # at 384 numbers a row. Pools that would need more are thinned to what fits.
@@ -20,20 +19,6 @@ _ROWS_AT_ONCE = 8192
 _CENTRES_AT_ONCE = 1024
 _TAKEN = np.float32(np.inf)  # a "cosine" above all others: never the smallest again
 _NOTHING_NEAR = np.float32(-1)
-
-
-def thinned(pool: Pool, rows: Rows, size: int, rng: np.random.Generator) -> Rows:
-    """`rows` in random order, or `size` of them where there are more: each with the same chance, and where there are
-    predictions each predicted class by its share.
-    """
-    rows = rng.permutation(rows)
-    if len(rows) <= size:
-        return rows
-    if not pool.has_predictions:
-        return rows[:size]
-    rows = rows[np.argsort(pool.likeliest_class(rows), kind="stable")]
-    drawn, _ = systematic_sample(np.ones(len(rows)), size, rng)
-    return rng.permutation(rows[drawn])
 
 
 def _k_center(pool: Pool, k: int, rng: np.random.Generator) -> Selection:

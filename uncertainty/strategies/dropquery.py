@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..laplace import LinearPosterior
 from ..pool import Pool, Rows
-from ..predictives import LinearPosterior, posterior_of
+from ..predictives import posterior_of
 from ..selection import Selection, StrategyInfo, register_strategy, shuffled
 from .cluster_margin import MOST_ROWS, nearest_to_centres, topped_up
 

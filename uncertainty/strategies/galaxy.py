@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pool import CHUNK, Pool, Rows
-from ..selection import Selection, StrategyInfo, register_strategy, shuffled
+from ..selection import Selection, StrategyInfo, register_strategy, shuffled, thinned
 from ..shapes import check_log_probs
-from .core_set import thinned
 
 NUMBERS = 50_000_000  # probabilities held at once: 200 MB of float32, a million rows of fifty classes
 

@@ -81,7 +81,15 @@ def _register(info: ScoreInfo) -> None:
     )
     for name, make, summary, paper in forms:
         register_strategy(
-            StrategyInfo(name, make(info.name), summary, info.needs_predictions, paper, needs_labels=info.needs_labels)
+            StrategyInfo(
+                name,
+                make(info.name),
+                summary,
+                info.needs_predictions,
+                paper,
+                needs_labels=info.needs_labels,
+                needs_samples=info.needs_samples,
+            )
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ COMMANDS = (
     "rollback",
     "settings",
     "strategies",
+    "simulate",
 )
 run = CliRunner().invoke
 
@@ -153,6 +156,17 @@ def test_fast_only_and_slow_only_exclude_each_other():
     result = run(cli.app, ["worker", "--fast-only", "--slow-only"])
     assert result.exit_code == 1
     assert "exclude" in result.output
+
+
+def test_a_simulation_that_is_stopped_says_how_to_go_on_and_ends_with_130(monkeypatch, capsys):
+    from askfirst import simulate_command
+
+    monkeypatch.setattr(simulate_command, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["askfirst", "simulate", "--out", "runs.csv"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "runs.csv" in (said := capsys.readouterr().err) and "the same command goes on" in said
 
 
 def test_settings_lists_every_setting_with_its_unit():

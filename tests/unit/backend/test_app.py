@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from backend import app
 from backend.app import create_app
 from backend.errors import BadPayload, LabelStudioUnavailable, StoreUnavailable, UnsupportedLabelConfig
 from backend.fake_service import FakeService
@@ -354,6 +355,26 @@ def test_a_body_above_the_limit_is_413_whether_its_length_was_told_or_not(client
     assert_error(response, 413, "payload_too_large")
     assert "20000 bytes" in response.json["message"]
     assert service.seen == []
+
+
+@pytest.mark.parametrize("path", ["/setup", "/job_status"])
+def test_a_body_that_never_is_large_is_refused_by_its_length_alone(monkeypatch, path):
+    read, limit = [], 1_048_576
+    monkeypatch.setattr(app, "read_json", lambda body: read.append(len(body)) or {})
+    client = create_app(Settings.from_env({}), FakeService()).test_client()
+    for length, status in ((limit, 400), (limit + 1, 413)):  # 400: an empty object is no body of theirs
+        response = client.post(path, data=b" " * length, content_type="application/json")
+        assert response.status_code == status
+    assert f"{path} may have at most {limit} bytes; {limit + 1} bytes came" in response.json["message"]
+    assert read == [limit]
+
+
+def test_an_import_of_ten_thousand_tasks_is_one_event_and_taken(service):
+    task = {"id": 1, "data": {"image": "/data/upload/1/747226c9-im00.png"}, "annotations": [], "file_upload": "x" * 400}
+    body = {"action": "TASKS_CREATED", "project": {"id": 1}, "tasks": [task] * 10_000}
+    client = create_app(Settings.from_env({}), service).test_client()
+    assert client.post("/webhook", json=body).status_code == 201
+    assert client.post("/predict", json={"tasks": body["tasks"]}).status_code == 200
 
 
 def test_compressed_bodies_are_415(client):

@@ -38,3 +38,14 @@ def test_another_refusal_is_told_as_it_is(monkeypatch, tmp_path, status):
 
     (check,) = report(monkeypatch, tmp_path, project)
     assert not check.ok and "not you" in check.message
+
+
+@pytest.mark.parametrize(("count", "ending"), [(8, "c7)"), (9, "c7 and 1 more)"), (30, "c7 and 22 more)")])
+def test_classes_that_are_not_named_are_counted(count, ending):
+    choices = "".join(f'<Choice value="c{i}"/>' for i in range(count))
+    config = (
+        '<View><Image name="image" value="$image"/>'
+        f'<Choices name="label" toName="image" choice="single">{choices}</Choices></View>'
+    )
+    ls = SimpleNamespace(project=lambda number: SimpleNamespace(label_config=config))
+    assert doctor._config(ls, 1).partition(";")[0] == f"served: {count} classes (c0, c1, c2, c3, c4, c5, c6, {ending}"

@@ -16,6 +16,7 @@ from backend.errors import (
     ProjectBusy,
     StoreUnavailable,
     Unauthorized,
+    UnknownProject,
     UnsupportedLabelConfig,
 )
 
@@ -25,6 +26,7 @@ EXAMPLES = {
     PayloadTooLarge: PayloadTooLarge("a request body", 100, 101),
     Unauthorized: Unauthorized(),
     UnsupportedLabelConfig: UnsupportedLabelConfig("there are no choices.", "<View/>"),
+    UnknownProject: UnknownProject(7),
     ImageUnavailable: ImageUnavailable(7, "the upload is gone"),
     LabelStudioUnavailable: LabelStudioUnavailable("list the tasks", "timed out"),
     LabelStudioRejected: LabelStudioRejected("list the tasks", 404, "<html>\n no </html>"),
@@ -37,6 +39,7 @@ STATUS_AND_RETRY = {
     PayloadTooLarge: (413, False),
     Unauthorized: (401, False),
     UnsupportedLabelConfig: (422, False),
+    UnknownProject: (404, False),
     ImageUnavailable: (422, False),
     LabelStudioUnavailable: (502, True),
     LabelStudioRejected: (502, False),

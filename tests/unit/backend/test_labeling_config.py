@@ -212,6 +212,10 @@ def test_options_of_the_control_tag_are_read():
     assert parsed.options == ControlOptions("power_margin", 0.25, 5, 3, 0.8)
 
 
+def test_a_strategy_may_name_its_posterior():
+    assert read_options({"model_strategy": "Power-BALD@dropout"})[0].strategy == "power_bald@dropout"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -225,6 +229,7 @@ def test_options_of_the_control_tag_are_read():
         ("model_retrain_every", "\u0663"),
         ("model_prelabel_above", "inf"),
         ("model_strategy", "rm -rf /"),
+        ("model_strategy", "bald@"),
     ],
 )
 def test_an_option_outside_its_range_is_refused_by_name(name, text):

@@ -272,7 +272,7 @@ def test_labels_told_apart_without_error_leave_doubt_of_about_one_in_n():
 
 
 def test_with_many_labels_the_temperature_is_the_one_of_most_likelihood():
-    from uncertainty.calibration import fit_temperature
+    from uncertainty.temperature import fit_temperature
 
     rng = np.random.default_rng(0)
     logits = 3 * rng.normal(size=(5000, 4))

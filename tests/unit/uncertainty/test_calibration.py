@@ -11,14 +11,12 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import brier_score_loss, log_loss
 
 from uncertainty.calibration import (
-    COLD_TEMPERATURE,
     adaptive_calibration_error,
     brier_score,
     calibration_report,
     classwise_calibration_error,
     debiased_calibration_error,
     expected_calibration_error,
-    fit_temperature,
     negative_log_likelihood,
     reliability_bins,
     squared_calibration_error,
@@ -26,6 +24,7 @@ from uncertainty.calibration import (
 )
 from uncertainty.errors import NotADistributionError, ShapeError
 from uncertainty.intervals import bootstrap, reflected_interval
+from uncertainty.temperature import COLD_TEMPERATURE, fit_temperature
 
 METRICS = {
     "nll": negative_log_likelihood,

@@ -145,7 +145,7 @@ def test_the_choice_is_made_on_labels_that_took_no_part_in_the_fit():
         assert choice.name != "memory"
         assert choice.held_out["memory"] == pytest.approx(1 - correct.mean(), abs=0.01)
     finally:
-        del confidence._CONFIDENCES["memory"]
+        del confidence._CONFIDENCES._known["memory"]
 
 
 def test_a_rival_that_is_no_better_seldom_replaces_the_likeliest_probability():

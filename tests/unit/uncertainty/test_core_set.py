@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from uncertainty.pool import Pool
 from uncertainty.strategies import core_set, select
@@ -83,11 +82,7 @@ def test_gains_are_shares_of_the_diameter_and_never_grow():
 def test_a_copy_of_a_labelled_row_comes_last():
     x = make_pool().features.copy()
     x[100:150] = x[0]
-    pool = (
-        make_pool(labelled=0, features=x, labelled_rows=None)
-        if False
-        else replace(make_pool(labelled=0, features=x), labelled=mask(300, [0]))
-    )
+    pool = replace(make_pool(labelled=0, features=x), labelled=mask(300, [0]))
     out = select("k_center", pool, 299, seed=0).indices
     assert sorted(out[-50:]) == list(range(100, 150))
 
@@ -101,24 +96,3 @@ def test_a_pool_too_large_for_all_pairs_is_thinned_and_still_supplies_k(monkeypa
     out = select("k_center", make_pool(labelled=0), 10, seed=0)
     assert len(out) == 10
     assert out.propensity[0] == 1 / 300  # drawn from the whole pool, by way of what was kept of it
-
-
-def test_thinning_keeps_each_predicted_class_by_its_share_and_gives_rows_the_same_chance():
-    likeliest = np.repeat([0, 1, 2], [200, 80, 20])
-    logits = torch.from_numpy(5.0 * np.eye(3)[likeliest])[:, None]
-    pool = make_pool(log_probs=logits.log_softmax(-1))
-    count = np.zeros(300)
-    for seed in range(400):
-        rows = core_set.thinned(pool, np.arange(300), 30, np.random.default_rng(seed))
-        assert len(set(rows.tolist())) == 30
-        assert np.abs(np.bincount(likeliest[rows], minlength=3) - [20, 8, 2]).max() <= 1
-        count[rows] += 1
-    # 40 expected each, standard deviation 6.
-    assert (np.abs(count - 40) < 30).all()
-
-
-def test_thinning_without_predictions_is_a_draw_and_needless_thinning_only_shuffles():
-    pool = make_pool()
-    rows = core_set.thinned(pool, np.arange(300), 30, np.random.default_rng(0))
-    assert len(set(rows.tolist())) == 30
-    assert sorted(core_set.thinned(pool, np.arange(9), 9, np.random.default_rng(0))) == list(range(9))

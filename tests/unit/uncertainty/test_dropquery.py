@@ -12,15 +12,6 @@ from uncertainty.selection import select
 from uncertainty.strategies import dropquery
 
 
-def clusters(sizes, d=16, spread=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    label = np.repeat(np.arange(len(sizes)), sizes)
-    x = np.eye(d)[label] + spread / np.sqrt(d) * rng.normal(size=(len(label), d))
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    none = np.zeros(len(label), dtype=bool)
-    return Pool(x, None, none, none, none), label
-
-
 def learned(pool, cluster, known, classes=2):
     """The pool with labels of some rows: the cluster modulo the number of classes."""
     labels = np.full(pool.size, -1)
@@ -39,7 +30,7 @@ class Head:
 
 
 @pytest.mark.parametrize("block", [7, 4096])
-def test_votes_are_counted_as_by_hand_whatever_the_blocks(block, monkeypatch):
+def test_votes_are_counted_as_by_hand_whatever_the_blocks(clusters, block, monkeypatch):
     monkeypatch.setattr(dropquery, "_BLOCK", block)
     pool, _ = clusters([30, 20], spread=3.0)
     weight = np.random.default_rng(1).normal(size=(16, 4))
@@ -54,7 +45,7 @@ def test_votes_are_counted_as_by_hand_whatever_the_blocks(block, monkeypatch):
     assert out.tolist() == expected
 
 
-def test_three_quarters_of_the_features_are_dropped_and_the_rest_scaled_up():
+def test_three_quarters_of_the_features_are_dropped_and_the_rest_scaled_up(clusters):
     seen = []
 
     class Spy(Head):
@@ -77,7 +68,7 @@ def test_the_bar_is_a_majority_and_lowered_until_enough_rows_pass(wanted, bar):
     assert dropquery._bar(np.array([0, 0, 1, 1, 1, 2, 2, 3]), wanted) == bar
 
 
-def test_rows_whose_prediction_survives_are_not_asked_for(monkeypatch):
+def test_rows_whose_prediction_survives_are_not_asked_for(clusters, monkeypatch):
     pool, cluster = clusters([100, 60, 40])
     pool = learned(pool, cluster, [0, 1, 100, 101, 160, 161])
     monkeypatch.setattr(dropquery, "votes_against", lambda pool, rows, *_: np.where(cluster[rows] == 0, 1, 2))
@@ -87,7 +78,7 @@ def test_rows_whose_prediction_survives_are_not_asked_for(monkeypatch):
     assert set(out.reason) == {"uncertain"}
 
 
-def test_rows_between_two_classes_have_more_votes_against_them_than_rows_of_one():
+def test_rows_between_two_classes_have_more_votes_against_them_than_rows_of_one(clusters):
     pool, cluster = clusters([100, 100])
     between = pool.features[:50] + pool.features[100:150]
     between /= np.linalg.norm(between, axis=1, keepdims=True)
@@ -99,7 +90,7 @@ def test_rows_between_two_classes_have_more_votes_against_them_than_rows_of_one(
     assert against[200:].mean() > against[:200].mean() + 0.2
 
 
-def test_one_row_of_each_cluster_of_candidates_the_nearest_to_its_centre(monkeypatch):
+def test_one_row_of_each_cluster_of_candidates_the_nearest_to_its_centre(clusters, monkeypatch):
     pool, cluster = clusters([60, 50, 40])
     pool = learned(pool, cluster, [0, 60, 110])
     monkeypatch.setattr(dropquery, "votes_against", lambda pool, rows, *_: np.full(len(rows), 3))
@@ -112,7 +103,7 @@ def test_one_row_of_each_cluster_of_candidates_the_nearest_to_its_centre(monkeyp
 
 
 @pytest.mark.parametrize("labels", [None, np.r_[0, 0, np.full(118, -1)]], ids=["none", "one class"])
-def test_without_two_classes_the_centres_of_clusters_are_chosen(labels):
+def test_without_two_classes_the_centres_of_clusters_are_chosen(clusters, labels):
     pool, cluster = clusters([50, 40, 30])
     known = np.zeros(120, bool) if labels is None else labels >= 0
     pool = replace(pool, labels=labels, labelled=known)
@@ -123,7 +114,7 @@ def test_without_two_classes_the_centres_of_clusters_are_chosen(labels):
     assert set(out.reason) == {"diverse"}
 
 
-def test_on_a_sample_a_full_batch_is_chosen(monkeypatch):
+def test_on_a_sample_a_full_batch_is_chosen(clusters, monkeypatch):
     monkeypatch.setattr(dropquery, "_VOTED", 30)
     monkeypatch.setattr(dropquery, "_PER_CHOICE", 1)
     pool, cluster = clusters([100, 60, 40])
@@ -131,7 +122,7 @@ def test_on_a_sample_a_full_batch_is_chosen(monkeypatch):
     assert len(set(select("dropquery", pool, 25, seed=0).indices.tolist())) == 25
 
 
-def test_a_pool_held_back_by_a_pending_group_gives_nothing():
+def test_a_pool_held_back_by_a_pending_group_gives_nothing(clusters):
     pool, _ = clusters([10])
     pending = np.zeros(10, dtype=bool)
     pending[0] = True

@@ -131,7 +131,7 @@ def test_a_name_can_be_taken_once():
 
 @pytest.fixture
 def only_here(monkeypatch):
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry._METHODS, "_known", dict(registry._METHODS._known))
 
 
 @pytest.mark.usefixtures("only_here")

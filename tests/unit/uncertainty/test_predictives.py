@@ -1,22 +1,23 @@
 """Posterior samples of a linear head: closed forms against dense matrices, Monte Carlo and refits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
-from uncertainty import predictives
+from uncertainty import laplace, predictives
 from uncertainty.errors import NotADistributionError, PoolError, ShapeError
+from uncertainty.laplace import LinearPosterior, single
 from uncertainty.linear_head import LinearHead
-from uncertainty.pool import Pool
+from uncertainty.pool import POSTERIORS, Pool
 from uncertainty.predictives import (
-    LinearPosterior,
     bootstrap_heads,
     ensemble,
     mc_dropout,
     posterior_of,
     samples_of,
-    single,
     stack_members,
     tempered,
 )
@@ -123,7 +124,7 @@ def test_samples_are_the_same_functions_for_every_row_call_and_count(monkeypatch
     x = queries()
     all_at_once = posterior.samples(x, 10, seed=4)
     np.testing.assert_allclose(posterior.samples(x[5:7], 10, seed=4), all_at_once[5:7])
-    monkeypatch.setattr(predictives, "_REMEMBERED", 50)  # groups of two heads
+    monkeypatch.setattr(laplace, "_REMEMBERED", 50)  # groups of two heads
     again = LinearPosterior.fit(*data(20), 3)
     np.testing.assert_allclose(again.samples(x, 7, seed=4), all_at_once[:, :7])
     assert not torch.allclose(posterior.samples(x, 10, seed=5), all_at_once)
@@ -216,7 +217,7 @@ def test_variance_by_chunks_is_variance_at_once(monkeypatch):
     x, y = data(10)
     posterior = LinearPosterior.fit(x, y, 3).update(x[0], 1)
     at_once = posterior.variance(queries())
-    monkeypatch.setattr(predictives, "_NUMBERS", 1)
+    monkeypatch.setattr(laplace, "_NUMBERS", 1)
     np.testing.assert_allclose(posterior.variance(queries()), at_once)
 
 
@@ -319,6 +320,33 @@ def test_a_pool_is_fitted_once_and_given_samples_go_first():
     assert samples_of(pool_of([0, 1, 2, 1] + [-1] * 20, given), rows).shape == (3, 2, 3)
 
 
-def test_a_pool_of_one_known_class_has_no_posterior():
+def test_the_posterior_of_a_pool_says_which_heads_its_samples_are_of():
+    labels = np.array([0, 1, 2, 1] * 5 + [-1] * 20)
+    rows = np.array([25, 3, 30])
+    pool = pool_of(labels)
+    x = torch.from_numpy(pool.features[rows])
+    heads = bootstrap_heads(pool.features[:20], labels[:20], 3)
+    expected = {
+        "laplace": posterior_of(pool).samples(x),
+        "bootstrap": ensemble(heads, x),
+        "dropout": mc_dropout(posterior_of(pool), x),
+    }
+    assert set(expected) == set(predictives.MEANING) == set(POSTERIORS)
+    for name, samples in expected.items():
+        np.testing.assert_allclose(samples_of(replace(pool, posterior=name), rows), samples, atol=1e-5)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_pool_of_one_known_class_has_no_posterior(posterior):
+    pool = replace(pool_of([0, 0] + [-1] * 5), posterior=posterior)
     with pytest.raises(PoolError, match="two classes"):
-        posterior_of(pool_of([0, 0] + [-1] * 5))
+        samples_of(pool, np.array([3]))
+
+
+def test_bootstrap_heads_of_a_pool_are_fitted_once(monkeypatch):
+    fits = []
+    monkeypatch.setattr(predictives, "bootstrap_heads", lambda *a: fits.append(a) or bootstrap_heads(*a))
+    pool = replace(pool_of([0, 1, 2, 1] + [-1] * 20), posterior="bootstrap")
+    for rows in (np.array([5, 3]), np.array([9])):
+        samples_of(pool, rows)
+    assert len(fits) == 1

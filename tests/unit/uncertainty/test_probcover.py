@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uncertainty.pool import Pool
 from uncertainty.selection import select
 from uncertainty.strategies import probcover
-
-
-def clusters(sizes, d=16, spread=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    label = np.repeat(np.arange(len(sizes)), sizes)
-    x = np.eye(d)[label] + spread / np.sqrt(d) * rng.normal(size=(len(label), d))
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    none = np.zeros(len(label), dtype=bool)
-    return Pool(x, None, none, none, none), label
 
 
 def unit(n, d, seed=0):
@@ -55,7 +45,7 @@ def test_the_radius_is_the_largest_at_which_95_percent_of_balls_are_pure(seed):
     assert purity(distance, label, reach + 1e-5) < 0.95
 
 
-def test_the_radius_is_not_spoilt_by_a_few_strangers_and_is_the_diameter_without_any():
+def test_the_radius_is_not_spoilt_by_a_few_strangers_and_is_the_diameter_without_any(clusters):
     x, label = clusters([100, 100], spread=0.0)[0].features, np.repeat([0, 1], 100)
     label[:2] = 1  # two rows in the wrong cluster make the balls around the others impure
     assert probcover.radius(torch.from_numpy(x), label) == 0
@@ -93,7 +83,7 @@ def test_a_radius_of_zero_leaves_each_row_in_its_own_ball():
 
 
 @pytest.mark.usefixtures("blocks")
-def test_large_clusters_are_covered_first_and_one_ball_each(monkeypatch):
+def test_large_clusters_are_covered_first_and_one_ball_each(clusters, monkeypatch):
     monkeypatch.setattr(probcover, "_PSEUDO_CLASSES", 4)
     pool, cluster = clusters([50, 40, 20, 10], spread=0)
     out = select("probcover", pool, 6, seed=0)
@@ -102,7 +92,7 @@ def test_large_clusters_are_covered_first_and_one_ball_each(monkeypatch):
     assert out.reason == ("diverse",) * 4 + ("explore",) * 2
 
 
-def test_as_many_pseudo_classes_are_made_as_classes_are_known(monkeypatch):
+def test_as_many_pseudo_classes_are_made_as_classes_are_known(clusters, monkeypatch):
     made = []
 
     def k_means(x, k, rng):
@@ -118,21 +108,21 @@ def test_as_many_pseudo_classes_are_made_as_classes_are_known(monkeypatch):
 
 
 @pytest.mark.parametrize("state", ["labelled", "pending"])
-def test_what_a_labelled_or_pending_row_covers_needs_no_covering(state, monkeypatch):
+def test_what_a_labelled_or_pending_row_covers_needs_no_covering(clusters, state, monkeypatch):
     monkeypatch.setattr(probcover, "_PSEUDO_CLASSES", 4)
     pool, cluster = clusters([50, 40, 20, 10])
     pool = replace(pool, **{state: mask(120, [3, 100])})
     assert cluster[select("probcover", pool, 2, seed=0).indices].tolist() == [1, 3]
 
 
-def test_an_excluded_row_covers_nothing(monkeypatch):
+def test_an_excluded_row_covers_nothing(clusters, monkeypatch):
     monkeypatch.setattr(probcover, "_PSEUDO_CLASSES", 2)
     pool, cluster = clusters([50, 40])
     pool = replace(pool, labelled=mask(90, [3]), excluded=mask(90, [3]))
     assert cluster[select("probcover", pool, 1, seed=0).indices].tolist() == [0]
 
 
-def test_on_a_sample_every_cluster_is_still_covered(monkeypatch):
+def test_on_a_sample_every_cluster_is_still_covered(clusters, monkeypatch):
     monkeypatch.setattr(probcover, "POINTS", 80)
     monkeypatch.setattr(probcover, "_PSEUDO_CLASSES", 4)
     pool, cluster = clusters([200, 150, 100, 100])

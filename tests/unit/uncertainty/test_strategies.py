@@ -18,6 +18,8 @@ from uncertainty.errors import (
     UncertaintyError,
     UnknownMethodError,
 )
+from uncertainty.pool import POSTERIORS
+from uncertainty.pool_scores import pool_score
 from uncertainty.registry import score
 from uncertainty.strategies import (
     Pool,
@@ -30,6 +32,7 @@ from uncertainty.strategies import (
 )
 
 NAMES = [s.name for s in list_strategies()]
+NAMES += ["bald@bootstrap", "power_epig@dropout", "batchbald@bootstrap"]
 WITH_PREDICTIONS = [s.name for s in list_strategies() if s.needs_predictions]
 
 
@@ -314,6 +317,23 @@ def test_interleave_refuses_a_percentage():
 def test_unknown_strategy_message_lists_the_known_ones():
     with pytest.raises(UnknownMethodError, match=r"maxherding, .*random, .*uherding"):
         select("uherdng", make_pool(), 1, seed=0)
+
+
+def test_a_posterior_behind_the_name_changes_what_is_chosen_and_laplace_is_the_usual_one():
+    pool = make_pool()
+    plain = select("bald", pool, 20, seed=0)
+    chosen = {name: select(f"bald@{name}", pool, 20, seed=0) for name in POSTERIORS}
+    assert (chosen["laplace"].indices == plain.indices).all()
+    assert len({tuple(out.indices) for out in chosen.values()}) == 3
+    rows = chosen["dropout"].indices
+    expected = pool_score("bald", replace(pool, posterior="dropout"), rows)
+    assert chosen["dropout"].gain == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bald@magic", "bald@", "margin@dropout", "typiclust@laplace"])
+def test_a_posterior_that_is_none_or_would_change_nothing_is_refused(name):
+    with pytest.raises(UnknownMethodError, match=r"bald@laplace\|bootstrap\|dropout, batchbald@"):
+        select(name, make_pool(), 1, seed=0)
 
 
 def test_every_strategy_has_a_summary_and_a_name_can_be_taken_once():
