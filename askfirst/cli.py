@@ -185,10 +185,11 @@ def status(
             ("served", p.pushed or "nothing yet"),
             ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
             ("accuracy", p.accuracy),
+            *p.quality,
             ("images", p.representation),
             ("strategy", p.strategy),
         ):
-            typer.echo(f"  {name:<9} {value}")
+            typer.echo(f"  {name:<11} {value}")
         for warning in p.warnings:
             typer.secho(f"  ! {warning}", fg=typer.colors.YELLOW)
     if redis_away:

@@ -6,6 +6,7 @@ simply run again.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from .label_book import LabelBook
 from .labeling_config import LabelingConfig
 from .order import Order, from_ranking, read_order, write_order
 from .project import ProjectDesk, Tasks
+from .quality_words import PossibleSummary
 from .queue_push import (
     FRONT_TASKS,
     SAMPLING,
@@ -46,6 +48,7 @@ from .triggers import (
 log = structlog.get_logger(__name__)
 
 PRUNE_EVERY = 50  # refits; a day of labelling makes thousands of versions
+LEFT_SAMPLE = 1_000  # unlabelled images that are looked at for the status page: shares to 3 %
 SERVED_FILE, FULL_FILE = "served.npz", "full.npz"
 
 
@@ -92,6 +95,8 @@ class Refresher:
         self._check_settings(reread="project" in flags)
         clock.lap("settings")
         pushed = self._push(clock)
+        self._look_at_what_is_left()
+        clock.lap("quality")
         state.clean(desk.id, "flags", {f: n for f, n in flags.items() if f in ("train", "project")})
         outcome = Outcome(
             fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
@@ -179,6 +184,19 @@ class Refresher:
         if version.generation % PRUNE_EVERY == 0:
             desk.model.prune(settings.keep_versions)
         return version.id, None
+
+    def _look_at_what_is_left(self) -> None:
+        """Keep for the status page what labels the live version thinks possible for the unlabelled images, by a
+        sample of them; once for each version, since a single label hardly changes it."""
+        desk, state = self.desk, self._state
+        live = desk.model.live()
+        if live is None or (state.get(desk.id, "possible_labels") or {}).get("version") == live.id:
+            return
+        fresh, _ = self.unlabelled(desk.files.tasks())
+        sample = random.Random(0).sample(fresh, min(len(fresh), LEFT_SAMPLE))
+        found = desk.model.possible_labels(live.id, sample)
+        if found is not None:
+            state.put(desk.id, "possible_labels", PossibleSummary.of(live.id, found).record())
 
     # ------------------------------------------------------------------ settings that people may change
     def _check_settings(self, *, reread: bool) -> None:

@@ -308,10 +308,10 @@ class ProjectModel:
         from uncertainty.conformal import fit as fit_sets
 
         audit = self._versions.audit_labels(version)
+        if len(audit) < FEWEST_FOR_SETS:
+            return None
         measured = self.predict(version, list(audit))
         truth = np.array(list(audit.values()), np.int64)[measured.known]
-        if len(truth) < FEWEST_FOR_SETS:
-            return None
         fitted = fit_sets(measured.probabilities[measured.known], truth, alpha=misses, per_class=per_class)
         if fitted.missing:
             return None

@@ -222,6 +222,21 @@ def project(monkeypatch):
     return SimpleNamespace(model=desk.model, log=log)
 
 
+def test_status_shows_what_is_known_of_the_uncertainty(project, monkeypatch):
+    from backend import service
+    from backend.ports import Overview, ProjectOverview
+
+    quality = (("calibration", "typically 3 % off"), ("errors", "84 % of pairs"))
+    shown = ProjectOverview(3, "Skin", "in step", "g2-b", None, 20, 100, 80, "87 %", "r", "margin", quality=quality)
+    fake = SimpleNamespace(overview=lambda: Overview("http://ls", projects=(shown,)), ready=dict)
+    monkeypatch.setattr(service, "BackendService", lambda workshop, dispatcher: fake)
+    result = run(cli.app, ["status"])
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert lines.index("calibration typically 3 % off") == lines.index("accuracy 87 %") + 1
+    assert "errors 84 % of pairs" in lines
+
+
 def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
     lines = run(cli.app, ["versions", "--project", "3"]).output.splitlines()
     assert lines[0].startswith("* g2-b")
