@@ -30,7 +30,6 @@ class PossibleSummary:
     version: str  # model version that made them
     images: int  # images looked at
     one: int  # of these, with one possible label
-    none: int  # of these, with none: unlike anything that was answered
     mean: float  # possible labels per image
     misses: float  # share of sets that may lack the true label
     labels: int  # audit labels that the promise rests on
@@ -42,7 +41,6 @@ class PossibleSummary:
             version,
             len(size),
             int((size == 1).sum()),
-            int((size == 0).sum()),
             float(np.mean(size)) if len(size) else 0.0,
             found.misses,
             found.labels,
@@ -121,8 +119,6 @@ def _possible(found: PossibleSummary, m: Mapping[str, float | None]) -> str:
         f"{1 - found.misses:.0%}, {found.mean:.1f} on average ({found.labels} audit labels; promised over all images, "
         "not over those that are left)"
     )
-    if found.none:
-        text += f"; {_of_hundred(found.none, found.images)} are like no class"
     worst = m.get("set_worst")
     if worst is not None and worst < 1 - found.misses:
         text += f"; in the class that fares worst {worst:.0%} of the sets hold the truth"

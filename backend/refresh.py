@@ -48,7 +48,7 @@ from .triggers import (
 log = structlog.get_logger(__name__)
 
 PRUNE_EVERY = 50  # refits; a day of labelling makes thousands of versions
-LEFT_SAMPLE = 1_000  # unlabelled images that are looked at for the status page: shares to 3 %
+LEFT_SAMPLE = 500  # unlabelled images that are looked at for the status page: shares to 4 %
 SERVED_FILE, FULL_FILE = "served.npz", "full.npz"
 
 

@@ -293,7 +293,8 @@ class ProjectModel:
     def possible_labels(
         self, version: str, example_ids: Sequence[int] | Ids, *, misses: float = MISSES, per_class: bool = False
     ) -> PossibleLabels | None:
-        """The classes each example may have, so that one set in 1 / `misses` lacks the true one at most.
+        """The classes each example may have, at least one, so that a share `misses` of the sets lacks the true one at
+        most.
 
         The promise is on average over examples drawn as the audit slice was, so over all of a project, not over those
         that a strategy left. The thresholds come from the version's own audit labels.
@@ -306,6 +307,7 @@ class ProjectModel:
             VersionMissing, CheckpointCorrupt; ValueError: `misses` not between 0 and 1.
         """
         from uncertainty.conformal import fit as fit_sets
+        from uncertainty.conformal import never_empty
 
         audit = self._versions.audit_labels(version)
         if len(audit) < FEWEST_FOR_SETS:
@@ -317,7 +319,8 @@ class ProjectModel:
             return None
         asked = self.predict(version, example_ids)
         sets = np.zeros(asked.probabilities.shape, bool)
-        sets[asked.known] = fitted.sets(asked.probabilities[asked.known])
+        known = asked.probabilities[asked.known]
+        sets[asked.known] = never_empty(fitted.sets(known), known)
         return PossibleLabels(asked.example_ids, sets, asked.known, misses, len(truth))
 
     def rank(

@@ -23,7 +23,7 @@ METRICS = {
     "set_worst": 0.95,
 }
 VERSION = VersionInfo("g7-a", 7, 0.0, ("a", "b"), 900, "d", METRICS, 1.2, "r", "c")
-SUMMARY = PossibleSummary("g7-a", 1000, 812, 0, 1.26, 0.1, 120)
+SUMMARY = PossibleSummary("g7-a", 1000, 812, 1.26, 0.1, 120)
 
 
 def said(**changes):
@@ -83,13 +83,13 @@ def test_a_class_that_is_missed_more_often_is_told():
     ("one", "words"), [(0, " 0 have"), (3, "fewer than 1 have"), (998, "more than 99 have"), (1000, " 100 have")]
 )
 def test_shares_claim_neither_all_nor_none_falsely(one, words):
-    record = replace(SUMMARY, one=one, none=1000 - one).record()
+    record = replace(SUMMARY, one=one).record()
     assert words in dict(quality_sentences(VERSION, record))["labels left"]
 
 
 def test_a_summary_counts_what_was_looked_at():
-    sets = np.array([[True, False], [True, True], [False, False], [False, False]])
+    sets = np.array([[True, False], [True, True], [False, True], [False, False]])
     found = PossibleLabels(np.arange(4), sets, np.array([True, True, True, False]), 0.1, 77)
-    assert PossibleSummary.of("v", found) == PossibleSummary("v", 3, 1, 1, 1.0, 0.1, 77)
+    assert PossibleSummary.of("v", found) == PossibleSummary("v", 3, 2, 4 / 3, 0.1, 77)
     nothing = PossibleLabels(np.arange(1), sets[:1], np.array([False]), 0.1, 77)
     assert PossibleSummary.of("v", nothing).images == 0

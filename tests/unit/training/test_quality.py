@@ -107,6 +107,7 @@ def test_sets_are_measured_without_the_example_they_are_measured_on():
     for i in range(120):
         rest = np.arange(120) != i
         inside = fit(p[rest], y[rest], alpha=0.1).sets(p[i : i + 1])[0]
+        inside[p[i].argmax()] |= not inside.any()
         hits.append(inside[y[i]])
         sizes.append(inside.sum())
     assert (found["set_coverage"], found["set_size"]) == pytest.approx((np.mean(hits), np.mean(sizes)))
@@ -122,6 +123,12 @@ def test_the_promise_by_class_helps_the_class_that_is_missed():
     assert found["set_worst"] < 0.75
     assert found["class_set_worst"] > 0.85
     assert found["class_set_size"] > found["set_size"]
+
+
+def test_a_model_that_hardly_errs_has_one_possible_label_and_not_fewer():
+    _, p, _ = stated(100, spread=8)
+    found = set_metrics(p, p.argmax(1))
+    assert (found["set_size"], found["set_coverage"], found["set_worst"]) == (1.0, 1.0, 1.0)
 
 
 def test_without_a_class_of_fifty_labels_no_promise_is_made_by_class():

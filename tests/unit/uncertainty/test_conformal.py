@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import binom
 
-from uncertainty.conformal import SCORES, evaluate, fit, labels_needed, leave_one_out
+from uncertainty.conformal import SCORES, evaluate, fit, labels_needed, leave_one_out, never_empty
 from uncertainty.errors import NotADistributionError, ShapeError
 
 
@@ -208,3 +208,12 @@ def test_with_too_few_labels_what_is_left_out_gets_every_class():
     p, y = drawn(9, 3, 0)
     assert leave_one_out(p, y, alpha=0.1).all()  # eight are left, nine are needed
     assert leave_one_out(p[:0], y[:0]).shape == (0, 3)
+
+
+def test_an_empty_set_gets_the_likeliest_class_and_others_stay():
+    p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+    sets = np.array([[False, False, False], [False, True, True]])
+    assert never_empty(sets, p).tolist() == [[False, True, False], [False, True, True]]
+    assert not sets[0].any()  # the input is left untouched
+    with pytest.raises(ShapeError, match="booleans"):
+        never_empty(sets.astype(int), p)
