@@ -397,7 +397,7 @@ class ProjectModel:
         reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
         unread = np.concatenate([wanted, late])
         unread = unread[~np.isin(unread, ids)]
-        return replace(to_ranking(version, ids, log_p, rows, reasons, unread), note=order.note)
+        return replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
 
     # ------------------------------------------------------------------ versions
     def versions(self) -> list[VersionInfo]:
