@@ -19,6 +19,7 @@ from .errors import BackendError, UnsupportedLabelConfig
 from .label_book import LabelBook
 from .labeling_config import LabelingConfig
 from .order import Order, from_ranking, read_order, write_order
+from .picks import PickLog
 from .project import ProjectDesk, Tasks
 from .quality_words import PossibleSummary
 from .queue_push import (
@@ -32,6 +33,7 @@ from .queue_push import (
     write_pushed,
 )
 from .state import State
+from .stopwatch import Stopwatch
 from .triggers import (
     Fit,
     FitPolicy,
@@ -69,6 +71,7 @@ class Refresher:
     def __init__(self, desk: ProjectDesk) -> None:
         self.desk = desk
         self.book = LabelBook(desk.id)
+        self.picks = PickLog(desk.home, desk.home / SERVED_FILE)
 
     # ------------------------------------------------------------------ the whole way
     def run(self) -> Outcome:
@@ -88,6 +91,7 @@ class Refresher:
         if desk.files.tasks().image_key not in ("", config.image_key):
             state.record(desk.id, text="the config shows another data key", flags=["tasks"])
         self.book.sync(state, desk.workshop.ls, config)
+        self.picks.note(self.book.annotations, time.time())
         clock.lap("labels")
         desk.model.refresh_pool()
         fitted, waited = self._fit(asked)
@@ -255,26 +259,25 @@ class Refresher:
         fresh, late = self.unlabelled(desk.files.tasks())
         live = desk.model.live()
         fresh_set = set(fresh)
+        strategy = desk.options.strategy or settings.strategy
+        explore = settings.explore if desk.options.explore is None else desk.options.explore
         ranking = desk.model.rank(
             live.id if live else None,
             fresh,
             sorted(self.book.annotations),
             pending=[t for t in pending if t in fresh_set],
             audit=desk.audit,
-            strategy=desk.options.strategy or settings.strategy,
+            strategy=strategy,
             front=front,
             layers=training.Shares(
-                explore=settings.explore if desk.options.explore is None else desk.options.explore,
-                quota=settings.quota,
-                veto=settings.veto,
-                skips=settings.learn_from_skips,
+                explore=explore, quota=settings.quota, veto=settings.veto, skips=settings.learn_from_skips
             ),
             seed=settings.seed,
             last=late,
             skipped=self.book.skipped(),
         )
         self._state.put(desk.id, "strategy_note", ranking.note)
-        return from_ranking(ranking, live.classes if live else config.classes)
+        return from_ranking(ranking, live.classes if live else config.classes, strategy=strategy, explore=explore)
 
     def _push(self, clock: Stopwatch) -> str | None:
         desk, state, settings = self.desk, self._state, self.desk.workshop.settings
@@ -359,6 +362,9 @@ class Refresher:
     def serve_stored(self, order: Order, version: str, tasks: Tasks) -> None:
         """Flip Label Studio to an order whose predictions are stored there already."""
         desk = self.desk
+        # What is known of the order served so far goes into the log before another takes its place.
+        self.picks.note(self.book.annotations, time.time())
+        self.picks.before_serving(order)
         write_order(desk.home / SERVED_FILE, order.named(version))
         pushed = Pushed(
             version=version,
@@ -392,6 +398,7 @@ class Refresher:
         front = list(base)[: FRONT_TASKS + self.book.active_annotators()]
         if not pusher.reorder_front(desk.id, pushed, base, front):
             return False
+        self.picks.moved(order, front, pushed.version)
         # From now on the order served is that of the newer model, as far as annotators will get before the next one.
         write_pushed(
             self._state,
@@ -399,16 +406,3 @@ class Refresher:
             replace(pushed, model=order.model or None, at=time.time(), labels=len(self.book.classes(desk.config))),
         )
         return True
-
-
-class Stopwatch:
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
-        self._last = now

@@ -14,7 +14,7 @@ from training.api import PossibleLabels
 
 
 @pytest.fixture
-def refresher():
+def refresher(tmp_path):
     asked = []
 
     def possible_labels(version, ids):
@@ -24,6 +24,7 @@ def refresher():
     model = SimpleNamespace(live=lambda: desk.live, possible_labels=possible_labels)
     desk = SimpleNamespace(
         id=4,
+        home=tmp_path,
         live=SimpleNamespace(id="g1"),
         model=model,
         asked=asked,
