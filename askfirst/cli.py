@@ -227,9 +227,9 @@ def picks(
 ) -> None:
     """With what chance each labelled task was asked for, as CSV: for estimates from labels that were not drawn evenly.
 
-    One row for each task that was labelled after our queue had asked for it. `propensity` is the chance of the task given
-    who filled its place (`reason`) and what the same one took before; `share` is the part of the places that it gets;
-    `left` is how many tasks it could take from when the order was made. Labels from elsewhere have no row.
+    One row for each task that was labelled after our queue had asked for it; labels from elsewhere have none.
+    `propensity` is the chance of the task given who filled its place (`reason`) and what the same one took before,
+    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made.
     """
     import csv
 
