@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from uncertainty.confidence import Outputs
+from uncertainty import confidence
+from uncertainty.confidence import ConfidenceInfo, Outputs, fit, register_confidence
 from uncertainty.confidence_comparison import MIN_ERRORS, MIN_EXAMPLES, compare
 from uncertainty.errors import NotFittedError, ShapeError, UnknownMethodError
 from uncertainty.selective import aurc, mean_ranks
@@ -27,6 +28,41 @@ def test_a_number_that_knows_more_is_found_and_its_gain_is_the_fall_of_the_area(
     rival = found.rivals["label_agreement"]
     assert rival.gain == pytest.approx(aurc(out.probabilities.max(1), correct) - aurc(knows.agreement, correct))
     assert 0 < rival.low < rival.gain < rival.high
+
+
+def test_a_norm_that_helps_is_found_and_helps_on_fresh_examples():
+    def norm_helps(seed, n=400, C=6):
+        # Logits of an uninformative scale: which answer is right shows in their shape only.
+        rng = np.random.default_rng(seed)
+        correct = rng.random(n) < 0.7
+        logits = rng.normal(size=(n, C))
+        logits[:, 0] += np.where(correct, 4, 1.5)
+        return Outputs.of_logits(logits * np.exp(2 * rng.normal(size=(n, 1)))), correct
+
+    out, correct = norm_helps(0)
+    assert compare(out, correct).best == "max_logit_pnorm"
+    fresh, fresh_correct = norm_helps(1)
+    chosen = fit("max_logit_pnorm", out, correct).of(fresh)
+    assert aurc(chosen, fresh_correct) < aurc(fresh.probabilities.max(1), fresh_correct)
+
+
+def test_a_confidence_that_remembers_its_examples_gains_nothing():
+    def memory(out, parameter):
+        return np.isin(out.probabilities[:, 0], seen[parameter]).astype(float)
+
+    def remember(out, correct):
+        seen.append(out.probabilities[correct, 0])
+        return len(seen) - 1
+
+    seen = []
+    register_confidence(ConfidenceInfo("memory", memory, "what it saw", "", fit=remember))
+    try:
+        out, correct = stated(300)
+        found = compare(out, correct, names=["memory"])
+        assert aurc(fit("memory", out, correct).of(out), correct) < 0.2  # perfect on what it saw
+        assert found.best == "msp" and found.rivals["memory"].aurc > 0.9 * (1 - correct.mean())
+    finally:
+        del confidence._CONFIDENCES["memory"]
 
 
 def test_where_nothing_can_be_better_hardly_anything_is_claimed():
@@ -64,7 +100,6 @@ def test_a_parameter_is_judged_without_the_examples_it_was_chosen_by(monkeypatch
     from uncertainty import confidence_comparison
 
     asked = []
-    fit = confidence_comparison.fit
 
     def spied(name, outputs, correct):
         asked.append((name, len(outputs)))
