@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ app = typer.Typer(
 ProjectOption = Annotated[int, typer.Option("--project", "-p", min=1, help="number of the project in Label Studio")]
 GUNICORN_CONFIG = Path("backend") / "gunicorn_conf.py"
 WSGI_APP = "backend.wsgi:app"
+PICK_COLUMNS = ("place", "reason", "propensity", "share", "left", "strategy", "explore", "order", "model")
 
 
 def main() -> None:
@@ -185,10 +186,11 @@ def status(
             ("served", p.pushed or "nothing yet"),
             ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
             ("accuracy", p.accuracy),
+            *p.quality,
             ("images", p.representation),
             ("strategy", p.strategy),
         ):
-            typer.echo(f"  {name:<9} {value}")
+            typer.echo(f"  {name:<11} {value}")
         for warning in p.warnings:
             typer.secho(f"  ! {warning}", fg=typer.colors.YELLOW)
     if redis_away:
@@ -216,6 +218,35 @@ def versions(project: ProjectOption) -> None:
             shown = f"{shown} (at least {low:.3f}; {version.metrics.get('audit_n') or 0:.0f} of them)"
         when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}")
+
+
+@app.command()
+def picks(
+    project: ProjectOption,
+    out: Annotated[Path | None, typer.Option(help="CSV to write; without it: standard output")] = None,
+) -> None:
+    """With what chance each labelled task was asked for, as CSV: for estimates from labels that were not drawn evenly.
+
+    One row for each task that was labelled after our queue had asked for it; labels from elsewhere have none.
+    `propensity` is the chance of the task given who filled its place (`reason`) and what the same one took before,
+    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made.
+    """
+    import csv
+
+    from backend.picks import read_picks
+
+    with _tools() as (workshop, _):
+        found = list(read_picks(workshop.desk(project).home))
+    try:
+        with out.open("w", newline="") if out else nullcontext(sys.stdout) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("task", "labelled_at", *PICK_COLUMNS))
+            for line in found:
+                writer.writerow((line.task, line.at, *(getattr(line.pick, name) for name in PICK_COLUMNS)))
+    except OSError as error:
+        raise fail(f"{error.strerror}: {error.filename}; choose another --out FILE") from None
+    if out:
+        typer.echo(f"{len(found)} picks: {out}")
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """`askfirst simulate`: would active learning have paid here? Replays labels that are known with the product's engine.
 
-One CSV row per (seed, strategy, round), and beside it a file of curves for the report. A run that was stopped goes on
-where it was: pairs of seed and strategy that are complete are not run again.
+One CSV row per (seed, strategy, round). Beside it a file of curves for the report, and one of picks: with what chance
+each example was asked for. A run that was stopped goes on where it was: pairs of seed and strategy that are complete
+are not run again; columns that an older release did not write stay empty for them.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from training import simulate
-from training.api import Shares
+from training.api import REASONS, Shares
 
 from .errors import DataProblem
 from .files import write_atomic
 
 FIELDS = ("seed", "strategy", "round", "labels", "audit", "junk", *simulate.MEASURES, "select_s", "fit_s", "seconds")
+PICK_FIELDS = ("seed", "strategy", "round", "place", "example", "reason", "propensity", "share", "left")
+MOST_BUDGETS = 5  # numbers of labels that the report looks at
 Job = tuple[int, str]  # seed, strategy
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one seed and strategy gave."""
+
+    rows: Sequence[Row]  # of `FIELDS`
+    lines: Sequence[str]  # JSON, for the report
+    picks: Sequence[Row]  # of `PICK_FIELDS`
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,16 @@ def curves_path(out: Path) -> Path:
     return out.with_suffix(".curves.jsonl")
 
 
+def picks_path(out: Path) -> Path:
+    return out.with_suffix(".picks.csv")
+
+
+def doublings(labels: Sequence[int]) -> list[int]:
+    """Of the numbers of labels of a curve at most five, doubling towards the last."""
+    wanted = [max(labels) / 2**i for i in range(MOST_BUDGETS)]
+    return sorted({min(labels, key=lambda n: abs(n - goal)) for goal in wanted})
+
+
 def settings_path(out: Path) -> Path:
     return out.with_suffix(".settings.json")
 
@@ -104,34 +128,30 @@ def run(oracle: simulate.Oracle, settings: Settings, out: Path, *, about: Mappin
     said = json.loads(json.dumps({**about, **settings.fingerprint()}))
     _same_settings(out, said)
     wanted: list[Job] = [(seed, strategy) for seed in settings.all_seeds for strategy in settings.strategies]
-    rows, lines = _kept(out)
-    complete = {(int(r["seed"]), r["strategy"]) for r in rows}
-    _write(out, rows, lines)
+    known = _kept(out)
+    complete = {(int(r["seed"]), r["strategy"]) for r in known.rows}
+    _write(out, known)
     left = [job for job in wanted if job not in complete]
-    for finished, (job, new_rows, new_lines) in enumerate(_results(oracle, settings, left), start=1):
+    for finished, (job, new) in enumerate(_results(oracle, settings, left), start=1):
         # Whole pairs are added in one step, so a stop in between leaves none that is half there.
-        rows, lines = rows + new_rows, lines + new_lines
-        _write(out, rows, lines)
-        yield Progress(len(wanted) - len(left) + finished, len(wanted), job, new_rows[-1] if new_rows else None)
+        known = Pair([*known.rows, *new.rows], [*known.lines, *new.lines], [*known.picks, *new.picks])
+        _write(out, known)
+        yield Progress(len(wanted) - len(left) + finished, len(wanted), job, new.rows[-1] if new.rows else None)
 
 
-def _results(
-    oracle: simulate.Oracle, settings: Settings, jobs: Sequence[Job]
-) -> Iterator[tuple[Job, list[dict[str, Any]], list[str]]]:
+def _results(oracle: simulate.Oracle, settings: Settings, jobs: Sequence[Job]) -> Iterator[tuple[Job, Pair]]:
     if settings.workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            yield (job, *one_pair(oracle, settings, job))
+            yield job, one_pair(oracle, settings, job)
         return
     with ProcessPoolExecutor(
         settings.workers, mp_context=get_context("spawn"), initializer=_remember, initargs=(oracle, settings)
     ) as pool:
-        running: dict[Future[tuple[list[dict[str, Any]], list[str]]], Job] = {
-            pool.submit(_pair_here, job): job for job in jobs
-        }
+        running: dict[Future[Pair], Job] = {pool.submit(_pair_here, job): job for job in jobs}
         try:
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield (running.pop(future), *future.result())
+                    yield running.pop(future), future.result()
         finally:
             if running:  # stopped: nobody waits for pairs whose rows are not taken any more
                 for child in active_children():
@@ -152,20 +172,21 @@ def _remember(oracle: simulate.Oracle, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches everybody; the parent ends us without tracebacks
 
 
-def _pair_here(job: Job) -> tuple[list[dict[str, Any]], list[str]]:
+def _pair_here(job: Job) -> Pair:
     assert _here is not None
     return one_pair(*_here, job)
 
 
-def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> tuple[list[dict[str, Any]], list[str]]:
-    """CSV rows and lines of curves of one seed and strategy."""
+def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> Pair:
+    """CSV rows, lines of curves and picks of one seed and strategy."""
     seed, strategy = job
     ground = _ground(oracle, settings.test_share, seed)
-    test = ground.test
-    rows, lines = [], []
-    for number, found in enumerate(simulate.replay(ground, settings.plan(seed, strategy)), start=1):
+    plan = settings.plan(seed, strategy)
+    looked_at = doublings(plan.curve(len(ground.pool.labels)))
+    rows, lines, picks = [], [], []
+    for number, found in enumerate(simulate.replay(ground, plan), start=1):
         where = {"seed": seed, "strategy": strategy, "round": number, "labels": found.labels}
-        measured = {n: "" if v is None else round(v, 6) for n, v in simulate.measure(found, test).items()}
+        measured = {n: "" if v is None else round(v, 6) for n, v in simulate.measure(found, ground.test).items()}
         rows.append(
             {
                 **where,
@@ -177,8 +198,28 @@ def one_pair(oracle: simulate.Oracle, settings: Settings, job: Job) -> tuple[lis
                 "seconds": round(found.select_s + found.fit_s, 4),
             }
         )
-        lines.append(json.dumps({**where, **simulate.curves(found, test)}))
-    return rows, lines
+        line: dict[str, Any] = {**where, **simulate.curves(found, ground.test)}
+        if found.labels in looked_at:  # too dear for every round
+            line["confidences"] = simulate.confidences(found, ground)
+        lines.append(json.dumps(line))
+        picks += _picks(found, ground.pool, where)
+    return Pair(rows, lines, picks)
+
+
+def _picks(found: simulate.Round, pool: simulate.Oracle, where: Row) -> list[dict[str, Any]]:
+    assert pool.names is not None  # a pool is taken from an oracle
+    return [
+        {
+            **{name: where[name] for name in ("seed", "strategy", "round")},
+            "place": place + 1,
+            "example": pool.names[row],
+            "reason": REASONS[found.reasons[place]],
+            "propensity": f"{found.odds.propensity[place]:.6g}",
+            "share": f"{found.odds.share[place]:.4g}",
+            "left": int(found.odds.left[place]),
+        }
+        for place, row in enumerate(found.chosen.tolist())
+    ]
 
 
 # ---------------------------------------------------------------------- files
@@ -205,20 +246,38 @@ def _same_settings(out: Path, said: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(said, indent=1).encode())
 
 
-def _kept(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows and lines of an earlier start."""
+def _kept(out: Path) -> Pair:
+    """What an earlier start left."""
     if not out.exists():
-        return [], []
-    with out.open(newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        return Pair([], [], [])
+    rows = _read(out)
+    pairs = {(str(r["seed"]), r["strategy"]) for r in rows}
     path = curves_path(out)
     lines = path.read_text().splitlines() if path.exists() else []
-    pairs = {(str(r["seed"]), r["strategy"]) for r in rows}
-    return rows, [line for line in lines if (str((body := json.loads(line))["seed"]), body["strategy"]) in pairs]
+    return Pair(
+        rows,
+        [line for line in lines if (str((body := json.loads(line))["seed"]), body["strategy"]) in pairs],
+        [row for row in _read(picks_path(out)) if (row["seed"], row["strategy"]) in pairs],
+    )
 
 
-def _write(out: Path, rows: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
-    """The curves first: rows are what says that a pair is complete."""
-    write_atomic(curves_path(out), "".join(f"{line}\n" for line in lines).encode())
-    text = [",".join(FIELDS), *(",".join(str(row[name]) for name in FIELDS) for row in rows)]
-    write_atomic(out, ("\n".join(text) + "\n").encode())
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(out: Path, known: Pair) -> None:
+    """The rows last: they are what says that a pair is complete."""
+    write_atomic(curves_path(out), "".join(f"{line}\n" for line in known.lines).encode())
+    write_atomic(picks_path(out), _table(PICK_FIELDS, known.picks))
+    write_atomic(out, _table(FIELDS, known.rows))
+
+
+def _table(names: Sequence[str], rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([row.get(name, "") for name in names] for row in rows)
+    return text.getvalue().encode()

@@ -117,6 +117,7 @@ def embed(
         model.features(ids),
         [data.labels[row] for row in rows],
         None if data.groups is None else [data.groups[row] for row in rows],
+        [data.files[row] for row in rows],
     )
     return oracle, unreadable
 
@@ -131,11 +132,13 @@ def of_project(model: training.ProjectModel) -> simulate.Oracle:
     ids = np.array(sorted(labels.keys() & set(model.embedded_ids().tolist())), np.int64)
     if not len(ids):
         raise DataProblem("the project has no labels that were learnt yet: label some, then simulate")
-    return oracle_of(model.features(ids), [labels[int(i)] for i in ids], None)
+    return oracle_of(model.features(ids), [labels[int(i)] for i in ids], None, [str(i) for i in ids.tolist()])
 
 
-def oracle_of(features: NDArray[np.floating], names: list[str], groups: list[str] | None) -> simulate.Oracle:
-    """Embeddings [N, D] with the class name of each row, and the name of its group.
+def oracle_of(
+    features: NDArray[np.floating], names: list[str], groups: list[str] | None, examples: list[str] | None = None
+) -> simulate.Oracle:
+    """Embeddings [N, D] with the class name of each row, the name of its group, and what it is called itself.
 
     Raises: DataProblem: fewer than two classes.
     """
@@ -148,4 +151,5 @@ def oracle_of(features: NDArray[np.floating], names: list[str], groups: list[str
         index.astype(np.int64),
         tuple(classes.tolist()),
         None if group is None else group.astype(np.int64),
+        names=None if examples is None else np.array(examples, dtype=np.str_),
     )

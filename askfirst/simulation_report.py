@@ -7,7 +7,7 @@ random order are taken seed by seed before anything is averaged. Intervals are 9
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,22 @@ from numpy.typing import NDArray
 
 from .errors import DataProblem
 from .files import write_atomic
-from .simulation import curves_path, settings_path
+from .simulation import curves_path, doublings, settings_path
 
 REFERENCE = "random"
 _BOOTSTRAP = 4_000
-_MOST_BUDGETS = 5  # columns of a table, panels of a picture
+# Columns of the CSV that the page has a table of, and what they mean.
+AT_BUDGETS = {
+    "ece": "Expected calibration error on the test examples, 15 bins of equal width; noise makes it larger.",
+    "ece_debiased": "Typical gap between confidence and accuracy, freed of noise.",
+    "brier": "Squared distance of the prediction to the truth.",
+    "aurc": "Area under the risk-coverage curve: low where errors are rare and found by low confidence.",
+    "e_aurc": "The part of it that a perfect ranking of the same errors would not have.",
+    "augrc": "Mean risk of an accepted error over all coverages.",
+    "auroc": "Chance that a right answer is surer than a wrong one.",
+    "set_size": "Possible labels of an example, at most one truth in ten missed; from nine audit labels on.",
+    "set_coverage": "Share of those sets that hold the truth: 0.9 or more on average over seeds.",
+}
 _ENOUGH_SEEDS = 5  # a bootstrap over fewer values is too sure of itself
 _TARGET_SHARE = 0.95  # of what random order reaches with the whole budget, unless a target is given
 
@@ -130,9 +141,7 @@ def compare(frame: pd.DataFrame, metric: str, target: float | None = None) -> tu
 def budgets(frame: pd.DataFrame) -> list[int]:
     """Numbers of labels that all pairs of seed and strategy have a row for, at most five, doubling towards the last."""
     counts = frame.groupby("labels").size()
-    common = sorted(int(n) for n in counts.index[counts == counts.max()])
-    wanted = [common[-1] / 2**i for i in range(_MOST_BUDGETS)]
-    return sorted({min(common, key=lambda n: abs(n - goal)) for goal in wanted})
+    return doublings([int(n) for n in counts.index[counts == counts.max()]])
 
 
 def write_report(
@@ -155,13 +164,19 @@ def write_report(
         _draw_panels(lines, order, at, "reliability", folder / "calibration.svg")
         _draw_panels(lines, order, at, "risk", folder / "risk_coverage.svg")
     page = folder / "report.md"
-    write_atomic(page, _page(csv_path, frame, table, metric, target, at, bool(lines)).encode())
+    write_atomic(page, _page(csv_path, frame, table, metric, target, at, lines).encode())
     return page
 
 
 # ---------------------------------------------------------------------- the page
 def _page(
-    csv_path: Path, frame: pd.DataFrame, table: pd.DataFrame, metric: str, target: float, at: Sequence[int], more: bool
+    csv_path: Path,
+    frame: pd.DataFrame,
+    table: pd.DataFrame,
+    metric: str,
+    target: float,
+    at: Sequence[int],
+    lines: Sequence[Mapping[str, Any]],
 ) -> str:
     name = metric.replace("_", " ")
     settings = json.loads(settings_path(csv_path).read_text()) if settings_path(csv_path).exists() else {}
@@ -188,13 +203,16 @@ def _page(
             f"{row['seconds']:.2f} | {row['seeds']} |"
         )
     parts[3:] = ["\n".join(parts[3:])]
-    for column in (metric, "ece", "aurc"):
-        parts += [
-            f"## {column.replace('_', ' ')} at each budget",
-            _at_budgets(frame, list(table["strategy"]), column, at),
-        ]
+    for column, meaning in {metric: "", **AT_BUDGETS}.items():
+        if column in frame.columns and frame[column].notna().any():  # older releases wrote fewer
+            parts += [
+                f"## {column.replace('_', ' ')} at each budget",
+                *([meaning] if meaning else []),
+                _at_budgets(frame, list(table["strategy"]), column, at),
+            ]
+    parts += confidence_table(lines, at)
     parts.append("![learning curves](learning_curves.svg)")
-    if more:
+    if lines:
         parts += ["![calibration](calibration.svg)", "![risk and coverage](risk_coverage.svg)"]
     return "\n\n".join(parts) + "\n"
 
@@ -216,6 +234,68 @@ def _at_budgets(frame: pd.DataFrame, strategies: Sequence[str], column: str, at:
             cells.append(str(interval(values.to_numpy(np.float64))) if len(values) else "")
         lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def confidence_table(lines: Sequence[Mapping[str, Any]], at: Sequence[int]) -> list[str]:
+    """Which confidence ranks errors best: how far its AURC lies below that of the likeliest class's probability, mean
+    over strategies, interval over seeds; and what choosing by the audit slice would have given. Nothing where older
+    releases wrote no confidences."""
+    told = [line for line in lines if "confidences" in line and line["labels"] in at]
+    if not told:
+        return []
+    columns = sorted({line["labels"] for line in told})
+    names = sorted({name for line in told for name in line["confidences"]["aurc"]} - {"msp"})
+    head = "| confidence | " + " | ".join(f"{n} labels" for n in columns) + " |"
+    rows = [head, "|---" * (len(columns) + 1) + "|"]
+    of = {n: [line for line in told if line["labels"] == n] for n in columns}
+
+    def row(title: str, name: str | None) -> str:
+        return f"| {title} | " + " | ".join(_gain_over_seeds(of[n], name) for n in columns) + " |"
+
+    msp = [interval(np.array(list(_by_seed(of[n], lambda c: c["aurc"]["msp"]).values()))) for n in columns]
+    rows.append("| AURC of msp | " + " | ".join(map(str, msp)) + " |")
+    rows += [row(name, name) for name in names]
+    rows.append(row("**chosen on the audit slice**", None))
+    counts = []
+    for n in columns:
+        compared = [line["confidences"] for line in of[n] if line["confidences"]["compared"]]
+        other = sum(c["chosen"] != "msp" for c in compared)
+        counts.append(f"{n} labels: {other} of {len(compared)}")
+    return [
+        "## Which confidence ranks errors best",
+        "Fall of the AURC on the test examples against msp, the probability of the likeliest class; above 0 is better. "
+        "The last row takes another than msp only where the audit labels of the round show beyond luck that it is "
+        "better (at least 50 labels and 5 errors among them). Rounds that could compare, and chose another: "
+        + "; ".join(counts)
+        + ".",
+        "\n".join(rows),
+    ]
+
+
+def _gain_over_seeds(lines: Sequence[Mapping[str, Any]], name: str | None) -> str:
+    """Of a confidence, or with None of the one chosen; empty where there was none."""
+
+    def gain(found: Mapping[str, Any]) -> float | None:
+        area = found["aurc"].get(found["chosen"] if name is None else name)
+        return None if area is None else found["aurc"]["msp"] - area
+
+    values = list(_by_seed(lines, gain).values())
+    if not values:
+        return ""
+    found = interval(np.array(values))
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def _by_seed(
+    lines: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
+) -> dict[int, float]:
+    """Mean over the strategies of each seed."""
+    values: dict[int, list[float]] = {}
+    for line in lines:
+        found = value(line["confidences"])
+        if found is not None and not np.isnan(found):
+            values.setdefault(int(line["seed"]), []).append(found)
+    return {seed: float(np.mean(of_seed)) for seed, of_seed in values.items()}
 
 
 # ---------------------------------------------------------------------- pictures

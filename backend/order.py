@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,11 @@ class Order:
     confidence: np.ndarray  # float32, calibrated, in [0, 1]
     label: np.ndarray  # int32, index into classes, -1: none
     reason: np.ndarray  # int8, index into training.REASONS
+    propensity: np.ndarray  # float64, with share and left as in training.Odds; NaN where nothing was chosen
+    share: np.ndarray  # float64
+    left: np.ndarray  # int32
+    strategy: str = ""  # that made the order ("" in files of older releases)
+    explore: float = 0.0  # share of the places that the settings gave to chance
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,8 +42,7 @@ class Order:
 
     def head(self, count: int) -> Order:
         """The first `count` tasks; their scores are kept."""
-        cut = {n: getattr(self, n)[:count] for n in ("ids", "scores", "confidence", "label", "reason")}
-        return Order(**{**self.__dict__, **cut})
+        return Order(**{**self.__dict__, **{name: getattr(self, name)[:count] for name in _ARRAYS}})
 
     def shown_label(self, row: int, above: float) -> str | None:
         """The pre-label of a row: only where the model is sure enough, so that nobody is led astray."""
@@ -44,7 +50,12 @@ class Order:
         return self.classes[index] if 0 <= index < len(self.classes) and self.confidence[row] >= above else None
 
 
-def from_ranking(ranking: training.Ranking, classes: tuple[str, ...]) -> Order:
+_ARRAYS = ("ids", "scores", "confidence", "label", "reason", "propensity", "share", "left")
+
+
+def from_ranking(
+    ranking: training.Ranking, classes: tuple[str, ...], *, strategy: str = "", explore: float = 0.0
+) -> Order:
     """Scores for a ranking: the one place where an order becomes numbers for Label Studio."""
     return Order(
         version="",
@@ -55,6 +66,11 @@ def from_ranking(ranking: training.Ranking, classes: tuple[str, ...]) -> Order:
         confidence=ranking.confidence,
         label=ranking.label,
         reason=ranking.reason,
+        propensity=ranking.odds.propensity,
+        share=ranking.odds.share,
+        left=ranking.odds.left,
+        strategy=strategy,
+        explore=explore,
     )
 
 
@@ -68,11 +84,9 @@ def write_order(path: Path, order: Order) -> None:
             version=np.array(order.version),
             model=np.array(order.model),
             classes=np.array(order.classes, dtype=np.str_),
-            ids=order.ids,
-            scores=order.scores,
-            confidence=order.confidence,
-            label=order.label,
-            reason=order.reason,
+            strategy=np.array(order.strategy),
+            explore=np.array(order.explore),
+            **{name: getattr(order, name) for name in _ARRAYS},
         )
     os.replace(part, path)
 
@@ -90,6 +104,16 @@ def read_order(path: Path) -> Order | None:
                 confidence=data["confidence"],
                 label=data["label"],
                 reason=data["reason"],
+                **_odds(data),
             )
     except (FileNotFoundError, ValueError, KeyError, OSError, EOFError):
         return None
+
+
+def _odds(data: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How the places were filled; a file of an older release does not tell."""
+    if "propensity" not in data:
+        n = len(data["ids"])
+        return {"propensity": np.full(n, np.nan), "share": np.full(n, np.nan), "left": np.zeros(n, np.int32)}
+    arrays: dict[str, Any] = {name: data[name] for name in ("propensity", "share", "left")}
+    return {**arrays, "strategy": str(data["strategy"]), "explore": float(data["explore"])}

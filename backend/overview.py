@@ -13,6 +13,7 @@ from .errors import BackendError, UnsupportedLabelConfig
 from .order import Order, read_order
 from .ports import ProjectOverview, QueueEntry
 from .project import ProjectDesk, Workshop
+from .quality_words import quality_sentences
 from .queue_push import read_pushed
 from .refresh import SERVED_FILE
 
@@ -73,6 +74,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         queue=_queue(order, annotated) if order else (),
         events=state.events(project_id)[:10],
         jobs=jobs,
+        quality=quality_sentences(live, state.get(project_id, "possible_labels")),
     )
 
 

@@ -67,6 +67,7 @@ class ProjectOverview:
     queue: Sequence[QueueEntry] = ()
     events: Sequence[dict[str, Any]] = ()  # newest first: {"at": unix seconds, "what": text}
     jobs: Sequence[dict[str, Any]] = ()  # {"id", "what", "state", "progress": "3/10" | "", "since": unix seconds}
+    quality: Sequence[tuple[str, str]] = ()  # (what it is about, sentence): calibration, ranking of errors, sets
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ simply run again.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,9 @@ from .errors import BackendError, UnsupportedLabelConfig
 from .label_book import LabelBook
 from .labeling_config import LabelingConfig
 from .order import Order, from_ranking, read_order, write_order
+from .picks import PickLog
 from .project import ProjectDesk, Tasks
+from .quality_words import PossibleSummary
 from .queue_push import (
     FRONT_TASKS,
     SAMPLING,
@@ -30,6 +33,7 @@ from .queue_push import (
     write_pushed,
 )
 from .state import State
+from .stopwatch import Stopwatch
 from .triggers import (
     Fit,
     FitPolicy,
@@ -46,6 +50,7 @@ from .triggers import (
 log = structlog.get_logger(__name__)
 
 PRUNE_EVERY = 50  # refits; a day of labelling makes thousands of versions
+LEFT_SAMPLE = 500  # unlabelled images that are looked at for the status page: shares to 4 %
 SERVED_FILE, FULL_FILE = "served.npz", "full.npz"
 
 
@@ -66,6 +71,7 @@ class Refresher:
     def __init__(self, desk: ProjectDesk) -> None:
         self.desk = desk
         self.book = LabelBook(desk.id)
+        self.picks = PickLog(desk.home, desk.home / SERVED_FILE)
 
     # ------------------------------------------------------------------ the whole way
     def run(self) -> Outcome:
@@ -85,6 +91,7 @@ class Refresher:
         if desk.files.tasks().image_key not in ("", config.image_key):
             state.record(desk.id, text="the config shows another data key", flags=["tasks"])
         self.book.sync(state, desk.workshop.ls, config)
+        self.picks.note(self.book.annotations, time.time())
         clock.lap("labels")
         desk.model.refresh_pool()
         fitted, waited = self._fit(asked)
@@ -92,6 +99,8 @@ class Refresher:
         self._check_settings(reread="project" in flags)
         clock.lap("settings")
         pushed = self._push(clock)
+        self._look_at_what_is_left()
+        clock.lap("quality")
         state.clean(desk.id, "flags", {f: n for f, n in flags.items() if f in ("train", "project")})
         outcome = Outcome(
             fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
@@ -180,6 +189,19 @@ class Refresher:
             desk.model.prune(settings.keep_versions)
         return version.id, None
 
+    def _look_at_what_is_left(self) -> None:
+        """Keep for the status page what labels the live version thinks possible for the unlabelled images, by a
+        sample of them; once for each version, since a single label hardly changes it."""
+        desk, state = self.desk, self._state
+        live = desk.model.live()
+        if live is None or (state.get(desk.id, "possible_labels") or {}).get("version") == live.id:
+            return
+        fresh, _ = self.unlabelled(desk.files.tasks())
+        sample = random.Random(0).sample(fresh, min(len(fresh), LEFT_SAMPLE))
+        found = desk.model.possible_labels(live.id, sample)
+        if found is not None:
+            state.put(desk.id, "possible_labels", PossibleSummary.of(live.id, found).record())
+
     # ------------------------------------------------------------------ settings that people may change
     def _check_settings(self, *, reread: bool) -> None:
         """Put right what broke, respect what was chosen."""
@@ -237,26 +259,25 @@ class Refresher:
         fresh, late = self.unlabelled(desk.files.tasks())
         live = desk.model.live()
         fresh_set = set(fresh)
+        strategy = desk.options.strategy or settings.strategy
+        explore = settings.explore if desk.options.explore is None else desk.options.explore
         ranking = desk.model.rank(
             live.id if live else None,
             fresh,
             sorted(self.book.annotations),
             pending=[t for t in pending if t in fresh_set],
             audit=desk.audit,
-            strategy=desk.options.strategy or settings.strategy,
+            strategy=strategy,
             front=front,
             layers=training.Shares(
-                explore=settings.explore if desk.options.explore is None else desk.options.explore,
-                quota=settings.quota,
-                veto=settings.veto,
-                skips=settings.learn_from_skips,
+                explore=explore, quota=settings.quota, veto=settings.veto, skips=settings.learn_from_skips
             ),
             seed=settings.seed,
             last=late,
             skipped=self.book.skipped(),
         )
         self._state.put(desk.id, "strategy_note", ranking.note)
-        return from_ranking(ranking, live.classes if live else config.classes)
+        return from_ranking(ranking, live.classes if live else config.classes, strategy=strategy, explore=explore)
 
     def _push(self, clock: Stopwatch) -> str | None:
         desk, state, settings = self.desk, self._state, self.desk.workshop.settings
@@ -341,6 +362,9 @@ class Refresher:
     def serve_stored(self, order: Order, version: str, tasks: Tasks) -> None:
         """Flip Label Studio to an order whose predictions are stored there already."""
         desk = self.desk
+        # What is known of the order served so far goes into the log before another takes its place.
+        self.picks.note(self.book.annotations, time.time())
+        self.picks.before_serving(order)
         write_order(desk.home / SERVED_FILE, order.named(version))
         pushed = Pushed(
             version=version,
@@ -374,6 +398,7 @@ class Refresher:
         front = list(base)[: FRONT_TASKS + self.book.active_annotators()]
         if not pusher.reorder_front(desk.id, pushed, base, front):
             return False
+        self.picks.moved(order, front, pushed.version)
         # From now on the order served is that of the newer model, as far as annotators will get before the next one.
         write_pushed(
             self._state,
@@ -381,16 +406,3 @@ class Refresher:
             replace(pushed, model=order.model or None, at=time.time(), labels=len(self.book.classes(desk.config))),
         )
         return True
-
-
-class Stopwatch:
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
-        self._last = now

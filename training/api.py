@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
 from .evaluate import Comparison, audit_is_enough, audit_metrics, compare
+from .pool_labels import audit_mask, embedded_labels, error_ranking, rows_of_labels
 from .pool_view import SELECTION_DIMS, PoolView
+from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking, set_metrics
 from .ranking import (
     REASONS,
     AuditStream,
     Candidates,
+    Odds,
     Ranked,
     Ranking,
     Shares,
@@ -33,7 +36,7 @@ from .ranking import (
     unread_only,
 )
 from .representation import ModelSpec, Representation, Representations
-from .values import EmbedReport, Example, LabelledSet, Predictions
+from .values import EmbedReport, Example, LabelledSet, PossibleLabels, Predictions
 from .versions import FitState, StoredVersion, VersionContent, VersionInfo, VersionStore
 
 __all__ = [
@@ -42,10 +45,13 @@ __all__ = [
     "Comparison",
     "DataError",
     "EmbedReport",
+    "ErrorRanking",
     "Example",
     "LabelledSet",
     "ModelSpec",
     "NoTrainableExamples",
+    "Odds",
+    "PossibleLabels",
     "Predictions",
     "ProjectModel",
     "Ranked",
@@ -220,10 +226,10 @@ class ProjectModel:
             )
         classes = labelled.classes
         view = self._current_view()
-        train = {} if view is None else _embedded(view, labelled, leave_out=audit.labels)
+        train = {} if view is None else embedded_labels(view, labelled, leave_out=audit.labels)
         if view is None or not train:
             raise NoTrainableExamples(labelled=len(labelled.labels), embedded=len(train))
-        held_out = _embedded(view, audit, leave_out={})
+        held_out = embedded_labels(view, audit, leave_out={})
         representation = self.representation()
         assert representation is not None
         space = view.space()
@@ -236,6 +242,8 @@ class ProjectModel:
             return near_duplicate_groups(space.reduced(features, SELECTION_DIMS), _DUPLICATE)
 
         before = self._start(representation.id, classes)
+        measured = as_ids(list(held_out))
+        truth = np.array(list(held_out.values()), np.int64)
         with one_thread():
             fit = fit_head(
                 features,
@@ -246,8 +254,10 @@ class ProjectModel:
                 groups=groups,
                 start=None if before is None else Start(before.head, **vars(before.state)),
             )
-            probabilities = fit.head.probabilities(view.rows(as_ids(list(held_out))))
-        metrics = audit_metrics(probabilities, np.array(list(held_out.values()), np.int64))
+            logits = fit.head.logits(view.rows(measured))
+            probabilities = np.exp(fit.head.log_probabilities(logits))
+            metrics = audit_metrics(probabilities, truth) | set_metrics(probabilities, truth)
+            ranking = error_ranking(view, logits, fit.head.temperature, held_out, train)
         return self._versions.write(
             VersionContent(
                 generation=generation,
@@ -260,6 +270,7 @@ class ProjectModel:
                 metrics=metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
                 representation=representation.id,
                 source=source,
+                error_ranking=ranking,
             )
         )
 
@@ -292,6 +303,39 @@ class ProjectModel:
         if known.any():
             probabilities[known] = stored.head.probabilities(view.rows(ids[known]))
         return Predictions(ids, probabilities, known)
+
+    def possible_labels(
+        self, version: str, example_ids: Sequence[int] | Ids, *, misses: float = MISSES, per_class: bool = False
+    ) -> PossibleLabels | None:
+        """The classes each example may have, at least one, so that a share `misses` of the sets lacks the true one at
+        most.
+
+        The promise is on average over examples drawn as the audit slice was, so over all of a project, not over those
+        that a strategy left. The thresholds come from the version's own audit labels.
+
+        Args:
+            per_class: keep the promise in each class with 50 audit labels by itself.
+        Returns:
+            None with fewer than 50 audit labels, or fewer than `misses` needs: nothing can be promised.
+        Raises:
+            VersionMissing, CheckpointCorrupt; ValueError: `misses` not between 0 and 1.
+        """
+        from uncertainty.conformal import fit as fit_sets
+        from uncertainty.conformal import never_empty
+
+        audit = self._versions.audit_labels(version)
+        if len(audit) < FEWEST_FOR_SETS:
+            return None
+        measured = self.predict(version, list(audit))
+        truth = np.array(list(audit.values()), np.int64)[measured.known]
+        fitted = fit_sets(measured.probabilities[measured.known], truth, alpha=misses, per_class=per_class)
+        if fitted.missing:
+            return None
+        asked = self.predict(version, example_ids)
+        sets = np.zeros(asked.probabilities.shape, bool)
+        known = asked.probabilities[asked.known]
+        sets[asked.known] = never_empty(fitted.sets(known), known)
+        return PossibleLabels(asked.example_ids, sets, asked.known, misses, len(truth))
 
     def rank(
         self,
@@ -339,7 +383,7 @@ class ProjectModel:
             log_p = stored.head.log_probabilities(view.logits(stored.info.id, stored.head))
         is_labelled = np.isin(ids, as_ids(labelled))
         is_open = np.isin(ids, wanted)
-        is_audit = _mask(audit, ids, is_labelled | is_open)
+        is_audit = audit_mask(audit, ids, is_labelled | is_open)
         audited = int((is_labelled & is_audit).sum())
         accuracy = None if stored is None else stored.info.metrics.get("accuracy")
         order = order_candidates(
@@ -351,7 +395,7 @@ class ProjectModel:
                 pending=np.isin(ids, as_ids(pending)),
                 audit=is_audit,
                 open=is_open,
-                labels=None if stored is None else self._trained_labels(stored.info.id, ids),
+                labels=None if stored is None else rows_of_labels(self._versions.labels(stored.info.id), ids),
                 rejected=is_labelled & np.isin(ids, as_ids(skipped)),
             ),
             strategy=strategy,
@@ -367,18 +411,7 @@ class ProjectModel:
         reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
         unread = np.concatenate([wanted, late])
         unread = unread[~np.isin(unread, ids)]
-        return replace(to_ranking(version, ids, log_p, rows, reasons, unread), note=order.note)
-
-    def _trained_labels(self, version: str, ids: Ids) -> Ids:
-        """[N] class index of each embedded id that the version was trained on, -1 elsewhere."""
-        labels = self._versions.labels(version)
-        known = as_ids(list(labels))
-        out = np.full(len(ids), -1, np.int64)
-        if len(known) and len(ids):
-            place = np.minimum(np.searchsorted(ids, known), len(ids) - 1)
-            there = ids[place] == known
-            out[place[there]] = np.array(list(labels.values()), np.int64)[there]
-        return out
+        return replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
 
     # ------------------------------------------------------------------ versions
     def versions(self) -> list[VersionInfo]:
@@ -443,22 +476,3 @@ class ProjectModel:
             if info.representation == representation and info.classes == classes:
                 return self._load(info.id)
         return None
-
-
-def _embedded(view: PoolView, labelled: LabelledSet, *, leave_out: dict[int, int]) -> dict[int, int]:
-    """Labels of embedded examples, by ascending id: the same labels give the same fit, however they came."""
-    wrong = {index for index in labelled.labels.values() if not 0 <= index < len(labelled.classes)}
-    if wrong:
-        raise DataError(
-            f"labels are indices into {len(labelled.classes)} classes, got {sorted(wrong)[:3]}: map labels to classes"
-        )
-    ids = as_ids(sorted(labelled.labels.keys() - leave_out.keys()))
-    return {i: labelled.labels[i] for i in ids[view.table.known(ids)].tolist()}
-
-
-def _mask(audit: Callable[[int], bool], ids: Ids, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    if isinstance(audit, AuditStream):
-        return audit.mask(ids) & needed
-    mask = np.zeros(len(ids), bool)
-    mask[needed] = [audit(i) for i in ids[needed].tolist()]
-    return mask

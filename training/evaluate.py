@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+from .quality import quality_metrics
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -18,18 +19,20 @@ Ints = NDArray[np.integer]
 WORSE_AT = 0.05  # one-sided level at which a candidate counts as worse
 
 
-def audit_metrics(probabilities: Floats, labels: Ints) -> dict[str, float | None]:
+def audit_metrics(probabilities: Floats, labels: Ints, *, intervals: bool = True) -> dict[str, float | None]:
     """Metrics on held-out labels; every key is always there, None where nothing can be said.
 
     Args:
         probabilities: [n, C] calibrated, of examples that were never trained on.
         labels: [n], in [0, C).
+        intervals: False leaves out those of `quality_metrics`.
     Returns:
         audit_n            n
         accuracy           with accuracy_low and accuracy_high, the 95 % Wilson interval
         balanced_accuracy  mean recall of the classes that occur
         nll                nats per example
         ece                expected calibration error, 15 bins; biased upwards for small n
+        and the keys of `quality.quality_metrics`
     """
     from uncertainty.calibration import expected_calibration_error, negative_log_likelihood, wilson_interval
 
@@ -56,7 +59,7 @@ def audit_metrics(probabilities: Floats, labels: Ints) -> dict[str, float | None
             "nll": negative_log_likelihood(probabilities, y),
             "ece": expected_calibration_error(probabilities, y),
         }
-    return metrics
+    return metrics | quality_metrics(probabilities, y, intervals=intervals)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ class PoolView:
                 self._reduced = np.concatenate(parts)
             return self._reduced
 
+    def reduced_rows(self, example_ids: Ids) -> Floats:
+        """[n, at most 128] rows of `reduced` of examples that are embedded."""
+        with self._lock:
+            return self.reduced()[np.searchsorted(self.ids, example_ids)]
+
     def logits(self, name: str, head: Head) -> Floats:
         """[N, C] logits of all rows by the head called `name`; those of the last head are kept."""
         from .blas import one_thread

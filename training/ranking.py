@@ -28,6 +28,8 @@ Mask = NDArray[np.bool_]
 Reason = Literal["uncertain", "diverse", "explore", "audit", "pending", "unread", "probe"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 _CODE = {reason: np.int8(code) for code, reason in enumerate(REASONS)}
+# Who fills a place: a strategy may give either of two reasons.
+_LAYER = {reason: int(_CODE["uncertain" if reason == "diverse" else reason]) for reason in REASONS}
 
 # Strategies whose own score also orders what follows the front; the others are followed by margin.
 _SCORE_OF = {"entropy": "entropy", "least_confidence": "least_confidence"}
@@ -91,12 +93,47 @@ class Candidates:
     rejected: Mask | None = None  # [N] skipped by annotators: none of the classes; labelled, or not open
 
 
+@dataclass(frozen=True, eq=False)
+class Odds:
+    """With what chance each place was filled as it was; arrays of one length n.
+
+    A place goes to a layer: the audit slice, chance, a probe, or the strategy (its quota included). `share` is what the
+    layer gets of the places, `propensity` is given the layer and what the same layer took before. So their product is
+    the chance of the place as it was filled. Estimates without bias need a layer that may take any example: chance, or
+    a strategy that draws; what chance drew in one order is a plain random sample of what was left. NaN where nothing
+    was chosen: pending examples keep the odds they had, those asked last have none.
+    """
+
+    propensity: NDArray[np.float64]  # in (0, 1]
+    share: NDArray[np.float64]  # in (0, 1]
+    left: NDArray[np.int32]  # examples that the layer could take from when the order was made; 0: nothing was chosen
+
+    @classmethod
+    def unknown(cls, n: int) -> Odds:
+        """Nothing was chosen at any of n places."""
+        return cls(np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.int32))
+
+    @classmethod
+    def joined(cls, *parts: Odds) -> Odds:
+        """Places of one after those of the other."""
+        return cls(
+            np.concatenate([part.propensity for part in parts]),
+            np.concatenate([part.share for part in parts]),
+            np.concatenate([part.left for part in parts]),
+        )
+
+    def take(self, places: Ids) -> Odds:
+        """Some places, in the order given."""
+        return Odds(self.propensity[places], self.share[places], self.left[places])
+
+
 @dataclass(frozen=True)
 class Order:
     """Rows of `Candidates` from first to last, each row that is open exactly once."""
 
     rows: Ids
     reasons: NDArray[np.int8]  # index in REASONS
+    odds: Odds
     note: str = ""  # what the strategy measured in the pool, for people
 
 
@@ -119,6 +156,7 @@ class Ranking:
     confidence: NDArray[np.float32]  # calibrated, of the likeliest class; 0 without a version
     label: NDArray[np.int32]  # index in the version's classes, -1 for none
     reason: NDArray[np.int8]  # index in REASONS
+    odds: Odds
     note: str = ""  # what the strategy measured in the pool, for people
 
     def __len__(self) -> int:
@@ -155,7 +193,7 @@ def order_candidates(
     view, wrap = _view(pool), Layers(layers.explore, layers.quota, layers.veto, layers.skips)
     places = front - min(len(audit), round(front * audit_share))
     vetoed = np.empty(0, np.int64) if strategy == "random" else vetoed_rows(view, wrap, seed)
-    chosen, why, note = _front(pool, view, vetoed, strategy, places, wrap, seed)
+    chosen, why, by_strategy, note = _front(pool, view, vetoed, strategy, places, wrap, seed)
     left = pool.open & ~pool.pending & ~pool.audit
     left[chosen] = False
     rest = _by_uncertainty(pool, np.flatnonzero(left), strategy, seed)
@@ -164,27 +202,49 @@ def order_candidates(
     # Without predictions the rest is in random order, as for the strategy that wants just that.
     blind = strategy == "random" or not _has_predictions(pool)
     rest_why = _CODE["explore" if blind else "uncertain"]
-    main = np.concatenate([chosen, rest])
-    main_why = np.concatenate([why, np.full(len(rest), rest_why, np.int8)])
     given = pool.labelled | (pool.open & pool.pending)
     place = _audit_places(
-        len(main), len(audit), audit_share, given=int(given.sum()), audited=int((given & pool.audit).sum())
+        len(chosen) + len(rest),
+        len(audit),
+        audit_share,
+        given=int(given.sum()),
+        audited=int((given & pool.audit).sum()),
     )
-    rows = np.empty(len(main) + len(audit), np.int64)
-    reasons = np.full(len(rows), _CODE["audit"], np.int8)
-    rows[place] = audit
-    others = np.ones(len(rows), bool)
+    turn = np.empty(len(chosen) + len(rest) + len(audit), np.int64)  # which of the three lists stands at each place
+    others = np.ones(len(turn), bool)
     others[place] = False
-    rows[others], reasons[others] = main, main_why
+    turn[others], turn[place] = np.arange(others.sum()), others.sum() + np.arange(len(audit))
+    rows = np.concatenate([chosen, rest, audit])[turn]
+    reasons = np.concatenate([why, np.full(len(rest), rest_why), np.full(len(audit), _CODE["audit"])])[turn]
+    even = np.concatenate([_uniform(int((~doubtful).sum())), _uniform(int(doubtful.sum()))])
+    odds = _odds(by_strategy, even if blind else np.ones(len(rest)), len(audit), audit_share).take(turn)
     return Order(
         rows=np.concatenate([pending, rows]),
-        reasons=np.concatenate([np.full(len(pending), _CODE["pending"], np.int8), reasons]),
+        reasons=np.concatenate([np.full(len(pending), _CODE["pending"]), reasons]),
+        odds=Odds.joined(Odds.unknown(len(pending)), odds),
         note="; ".join(part for part in (note, _said_of(vetoed)) if part),
     )
 
 
 def _said_of(vetoed: Ids) -> str:
     return f"{len(vetoed)} look like what was skipped or like nothing else, and are asked last" if len(vetoed) else ""
+
+
+def _odds(by_strategy: Odds, by_rest: NDArray[np.float64], audit: int, audit_share: float) -> Odds:
+    """Of the front, what follows it with its propensities, and the audit examples, one after the other."""
+    gets, rest = audit_share if audit else 0.0, len(by_rest)
+    main = len(by_strategy.left) + rest
+    return Odds.joined(
+        Odds(by_strategy.propensity, by_strategy.share * (1 - gets), by_strategy.left),
+        Odds(by_rest, np.full(rest, 1 - gets), np.full(rest, main, np.int32)),
+        # The hash that orders the audit examples knows nothing of them: each that is left is as likely.
+        Odds(_uniform(audit), np.full(audit, audit_share or 1.0), np.full(audit, audit, np.int32)),
+    )
+
+
+def _uniform(n: int) -> NDArray[np.float64]:
+    """[n] propensities of n examples in random order."""
+    return 1 / np.arange(n, 0, -1)
 
 
 def _view(pool: Candidates) -> Pool:
@@ -204,8 +264,11 @@ def _view(pool: Candidates) -> Pool:
 
 def _front(
     pool: Candidates, view: Pool, vetoed: Ids, strategy: str, k: int, layers: Layers, seed: int
-) -> tuple[Ids, NDArray[np.int8], str]:
-    """Up to k rows by the strategy, why, and what it noted; fewer where near-duplicates leave no more."""
+) -> tuple[Ids, NDArray[np.int8], Odds, str]:
+    """Up to k rows by the strategy, why, with what odds, and what it noted; fewer where near-duplicates leave no more.
+
+    Shares of the layers are those in the whole selection: near-duplicates are left out whoever chose them.
+    """
     from uncertainty import strategies
     from uncertainty.layers import select_in_layers
 
@@ -213,7 +276,7 @@ def _front(
     left = int(view.selectable.sum()) if view.size else 0
     k = min(k, left)
     if k <= 0:
-        return np.empty(0, np.int64), np.empty(0, np.int8), ""
+        return np.empty(0, np.int64), np.empty(0, np.int8), Odds.unknown(0), ""
     wanted = k
     while True:
         wanted = min(left, wanted + int(_SPARE * wanted) + 8)
@@ -222,8 +285,11 @@ def _front(
         if len(distinct) >= k or wanted == left:
             break
         wanted *= 2
+    by_layer = np.array([_LAYER[reason] for reason in selection.reason])
+    share = (np.bincount(by_layer, minlength=len(REASONS)) / max(len(selection), 1))[by_layer]
     chosen = selection.take(distinct[:k])
-    return chosen.indices, np.array([_CODE[reason] for reason in chosen.reason], np.int8), chosen.note
+    odds = Odds(chosen.propensity, share[distinct[:k]], np.full(len(chosen), left, np.int32))
+    return chosen.indices, np.array([_CODE[reason] for reason in chosen.reason], np.int8), odds, chosen.note
 
 
 def _distinct(pool: Candidates, rows: Ids) -> Ids:
@@ -283,8 +349,12 @@ def to_ranking(
     rows: Ids,
     reasons: NDArray[np.int8],
     unread: Ids,
+    odds: Odds | None = None,
 ) -> Ranking:
-    """The ranking of `rows` of the embedded examples ([N] ids, [N, C]), with ids without an embedding at the end."""
+    """The ranking of `rows` of the embedded examples ([N] ids, [N, C]), with ids without an embedding at the end.
+
+    `odds`: of the leading rows, those that were chosen; what follows them has none.
+    """
     n, m = len(rows), len(unread)
     confidence = np.zeros(n + m, np.float32)
     label = np.full(n + m, -1, np.int32)
@@ -301,6 +371,7 @@ def to_ranking(
         confidence,
         label,
         np.concatenate([reasons, unread_reasons]),
+        Odds.unknown(n + m) if odds is None else Odds.joined(odds, Odds.unknown(n + m - len(odds.left))),
     )
 
 

@@ -45,3 +45,14 @@ class Predictions:
     example_ids: NDArray[np.int64]  # [n]
     probabilities: NDArray[np.float32]  # [n, C], calibrated; 0 where not known
     known: NDArray[np.bool_]  # [n], whether the example is embedded
+
+
+@dataclass(frozen=True, eq=False)
+class PossibleLabels:
+    """Conformal sets of classes, in the order asked for."""
+
+    example_ids: NDArray[np.int64]  # [n]
+    sets: NDArray[np.bool_]  # [n, C], whether a class is in the set, at least one is; all False where not known
+    known: NDArray[np.bool_]  # [n], whether the example is embedded
+    misses: float  # share of sets that may lack the true class, over examples drawn as the audit slice was
+    labels: int  # audit labels that the thresholds come from

@@ -32,6 +32,7 @@ from safetensors.numpy import save as save_arrays
 from .errors import CheckpointCorrupt, VersionMissing
 from .files import locked, read_json, sync_folder, write_bytes, write_json
 from .linear import Head
+from .quality import ErrorRanking
 
 _log = logging.getLogger(__name__)
 _FORMAT = "askfirst-version-1"
@@ -56,6 +57,7 @@ class VersionInfo:
     representation: str
     code_version: str
     source: dict[str, Any] = field(default_factory=dict)  # what the caller wanted remembered
+    error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class VersionContent:
     metrics: dict[str, float | None]
     representation: str
     source: dict[str, Any]
+    error_ranking: ErrorRanking | None = None
 
 
 class VersionStore:
@@ -117,6 +120,7 @@ class VersionStore:
             "labels_used": len(content.labels),
             "labels_digest": labels_digest(content.labels, content.classes),
             "metrics": content.metrics,
+            "error_ranking": None if content.error_ranking is None else content.error_ranking.record(),
             "temperature": content.head.temperature,
             "state": vars(content.state),
             "representation": content.representation,
@@ -169,9 +173,17 @@ class VersionStore:
 
     def labels(self, version: str) -> dict[int, int]:
         """Every label the version knew, trained on or measured with: example id -> class index of *that* version."""
+        stored = self._stored_labels(version)
+        return stored["labels"] | stored["audit"]
+
+    def audit_labels(self, version: str) -> dict[int, int]:
+        """The labels the version was measured with, as `labels`."""
+        return self._stored_labels(version)["audit"]
+
+    def _stored_labels(self, version: str) -> dict[str, dict[int, int]]:
         manifest = self._manifest(version)
         stored = json.loads(self._checked(version, "labels.json", manifest["files"]["labels.json"]))
-        return {int(key): int(value) for key, value in (stored["labels"] | stored["audit"]).items()}
+        return {kind: {int(k): int(v) for k, v in stored[kind].items()} for kind in ("labels", "audit")}
 
     def all(self) -> list[VersionInfo]:
         """All readable versions, newest first; a damaged one is logged and left out."""
@@ -334,6 +346,7 @@ def _to_info(manifest: dict[str, Any]) -> VersionInfo:
         representation=manifest["representation"],
         code_version=manifest["code_version"],
         source=manifest["source"],
+        error_ranking=ErrorRanking.of(manifest.get("error_ranking")),
     )
 
 

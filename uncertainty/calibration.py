@@ -144,10 +144,20 @@ def squared_calibration_error(probs: npt.ArrayLike, labels: npt.ArrayLike, bins:
     Paper:
         Kumar et al. 2019, arXiv:1909.10155, sec. 4 (there with one confidence per bin); Bröcker 2012.
     """
+    where, residual = equal_mass_residuals(probs, labels, bins)
+    return _mean_square_gap(where, residual, np.ones(len(residual)), bins)
+
+
+def equal_mass_residuals(
+    probs: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 15
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """What `squared_calibration_error` is made of: [n] equal-mass bin, and [n] confidence - 1 where it was right.
+
+    Args / Raises: as `reliability_bins`.
+    """
     p, y = _checked(probs, labels, bins)
     confidence, correct = _likeliest(p, y)
-    residual = confidence - correct
-    return _mean_square_gap(_equal_mass(confidence, bins), residual, np.ones(len(y)), bins)
+    return _equal_mass(confidence, bins), confidence - correct
 
 
 def debiased_calibration_error(probs: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 15) -> float:

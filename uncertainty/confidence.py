@@ -1,11 +1,11 @@
-"""Numbers that say how sure a model is of its answer, and the choice between them.
+"""Numbers that say how sure a model is of its answer; `confidence_comparison` tells which ranks its errors best.
 
 Axes: n examples, C classes, D feature width. Every confidence is higher for a surer answer; its scale is its
 own, so confidences of different names must not be compared. What they are for is ranking right before wrong
 (`selective`), which a model's calibration does not change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +24,6 @@ _BLOCK = 4 * 1024 * 1024  # cosines held at once: 32 MB of float64
 _POWERS = (3, 4, 5, 6)  # p of the norm, as the paper found them useful
 # Three classes at least: the centred logits of two are (a, -a), and any norm turns them into a constant.
 _MIN_CLASSES_FOR_NORM = 3
-_FOLDS = 5
-# Standard errors by which a rival must be better. Measured where none is any better: one rival is chosen in 7-11 % of
-# cases, one of seven in 30-45 % (with one standard error, in 25 % and 75 %).
-_CLEARLY = 2.0
-# Right and wrong answers in each fold on average; with fewer, the area of a fold is nearly all luck.
-_MIN_OF_EACH_PER_FOLD = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,62 +144,6 @@ def fit(name: str, outputs: Outputs, correct: npt.ArrayLike) -> Confidence:
     info = _usable(name, outputs)
     right = _flags(correct, len(outputs))
     return Confidence(name, None if info.fit is None else info.fit(outputs, right))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What `choose` found."""
-
-    name: str
-    confidence: Confidence  # fitted on all the calibration examples
-    held_out: dict[str, float]  # name -> mean AURC on folds that took no part in its fit; empty: too few to compare
-
-
-def choose(outputs: Outputs, correct: npt.ArrayLike, *, names: Sequence[str] | None = None, seed: int = 0) -> Choice:
-    """The confidence that ranks right before wrong best, by its AURC on held-out fifths of the calibration examples.
-
-    Each fold holds its share of right and wrong answers. Another than "msp" is chosen only when it is better by more
-    than two standard errors of that difference over the folds: the best of many is partly the luckiest. The area of
-    the winner is still that of a winner: report it from labels that took no part here.
-
-    Args:
-        outputs: of n calibration examples that the model did not train on.
-        correct: [n] bool, whether the likeliest class was right.
-        names: to choose from, "msp" always among them; None: all that the outputs allow.
-        seed: of the folds.
-
-    Returns:
-        "msp" with empty `held_out` when there are fewer than twenty right or twenty wrong answers.
-
-    Raises:
-        UnknownMethodError; NotFittedError: the outputs lack what a name needs; ShapeError.
-    """
-    right = _flags(correct, len(outputs))
-    if names is None:
-        asked = [info.name for info in list_confidences() if usable(info, outputs)]
-    else:
-        asked = [_usable(name, outputs).name for name in dict.fromkeys(["msp", *names])]
-    fewest = _MIN_OF_EACH_PER_FOLD * _FOLDS
-    if min(int(right.sum()), int((~right).sum())) < fewest:
-        return Choice("msp", Confidence("msp"), {})
-    fold = np.empty(len(right), np.int64)
-    rng = np.random.default_rng(seed)
-    for side in (right, ~right):
-        fold[rng.permutation(np.flatnonzero(side))] = np.arange(int(side.sum())) % _FOLDS
-    areas: dict[str, list[float]] = {name: [] for name in asked}
-    for held in range(_FOLDS):
-        inside, outside = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-        fitting, testing = outputs.rows(outside), outputs.rows(inside)
-        for name in asked:
-            areas[name].append(aurc(fit(name, fitting, right[outside]).of(testing), right[inside]))
-    base = np.array(areas["msp"])
-    best, best_area = "msp", float(base.mean())
-    for name in asked:
-        gain = base - np.array(areas[name])
-        error = float(gain.std(ddof=1)) / np.sqrt(_FOLDS)
-        if gain.mean() > _CLEARLY * error and float(np.mean(areas[name])) < best_area:
-            best, best_area = name, float(np.mean(areas[name]))
-    return Choice(best, fit(best, outputs, right), {name: float(np.mean(a)) for name, a in areas.items()})
 
 
 def label_agreement(

@@ -119,7 +119,7 @@ def fit(
     penalty, free = _penalty(score, classes, lam, k_reg)
     scores = _scores(score, p, np.random.default_rng([seed, 0]), penalty, free)[np.arange(n), y]
     count = np.bincount(y, minlength=classes)
-    has_own = (count >= max(MIN_PER_CLASS, needed)) & per_class
+    has_own = _has_own(count, needed, per_class)
     own, pooled = np.flatnonzero(has_own), np.flatnonzero(~has_own)
     thresholds = np.empty(classes)
     for c in own.tolist():
@@ -138,6 +138,64 @@ def fit(
         penalty,
         free,
     )
+
+
+def never_empty(sets: npt.ArrayLike, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """`sets` [m, C] with the likeliest class put into those that are empty.
+
+    A model that errs less often than alpha gets empty sets, since misses are allowed and an empty set is the smallest
+    way to use them up. For people an answer is worth more; the promise only becomes safer.
+
+    Raises:
+        ShapeError, NotADistributionError.
+    """
+    held, p = np.asarray(sets), check_probs(probabilities)
+    if held.shape != p.shape or held.dtype != np.bool_:
+        raise ShapeError(f"expected sets as booleans of shape {list(p.shape)}, got {held.dtype} {list(held.shape)}")
+    filled: npt.NDArray[np.bool_] = held.copy()
+    rows = np.flatnonzero(~held.any(1))
+    filled[rows, p[rows].argmax(1)] = True
+    return filled
+
+
+def leave_one_out(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, alpha: float = 0.1, per_class: bool = False
+) -> npt.NDArray[np.bool_]:
+    """The "lac" set of each calibration example by thresholds that were fitted without it, [n, C] bool.
+
+    So that all labels fit and all measure. Only two thresholds can occur in a group, hence sorting is all it takes.
+    How many sets hold the truth follows nearly from n and alpha, as was promised; what can be learnt from them is
+    their size, and which classes are missed more often than others.
+
+    Args:
+        probabilities, labels, alpha, per_class: as `fit`; which classes have thresholds of their own is decided
+            with all examples.
+
+    Raises:
+        ValueError: alpha out of range; ShapeError, NotADistributionError.
+    """
+    p = check_probs(probabilities)
+    n, classes = p.shape
+    y = check_labels(labels, n=n, classes=classes)
+    has_own = _has_own(np.bincount(y, minlength=classes), labels_needed(alpha), per_class)
+    scores = _scores("lac", p, np.random.default_rng(0), 0.0, classes)
+    inside: npt.NDArray[np.bool_] = scores <= fit(p, y, alpha=alpha, per_class=per_class).thresholds
+    groups = [*np.flatnonzero(has_own)[:, None], np.flatnonzero(~has_own)]
+    for members in groups:
+        rows: npt.NDArray[np.int64] = np.flatnonzero(np.isin(y, members))
+        own = scores[rows, y[rows]]
+        place = ceil(len(rows) * (1 - alpha) - _ROUNDING)  # among the others, of whom there is one less
+        threshold: Floats = np.full(len(rows), np.inf)
+        if 0 < place < len(rows):
+            ordered = np.sort(own)
+            threshold = np.where(own <= ordered[place - 1], ordered[place], ordered[place - 1])
+        inside[np.ix_(rows, members)] = scores[np.ix_(rows, members)] <= threshold[:, None]
+    return inside
+
+
+def _has_own(count: npt.NDArray[np.int64], needed: int, per_class: bool) -> npt.NDArray[np.bool_]:
+    """[C]: which classes get a threshold of their own."""
+    return (count >= max(MIN_PER_CLASS, needed)) & per_class
 
 
 def labels_needed(alpha: float) -> int:

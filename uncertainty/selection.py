@@ -32,9 +32,11 @@ class Selection:
         gain: [m] >= 0. Coverage strategies: share of the (weighted) pool newly covered, in [0, 1];
             uncertainty strategies: the score in its own unit; random choices: 0.
         reason: [m] why each was chosen.
-        propensity: [m] in (0, 1], probability with which this row was taken at its place, given the rows before
-            it: 1 for a choice without chance, 1/(rows left) for a uniform one. What estimates from a queue that
-            is not uniform divide by (Farquhar et al. 2021, arXiv:2101.11665).
+        propensity: [m] in (0, 1], probability with which this row was taken, given who filled the place (the
+            strategy, chance, the quota, the probe) and the rows that the same one took before it: 1 for a choice
+            without chance, 1/(rows left) for a uniform one. What estimates from a queue that is not uniform divide
+            by (Farquhar et al. 2021, arXiv:2101.11665). Whoever wants the chance before it was known who fills the
+            place multiplies by the share of the places that `reason` has; the quota's count as the strategy's.
         note: what a strategy that adapts to the pool measured, and what it did about it; for people.
     """
 

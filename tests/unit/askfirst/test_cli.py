@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +26,7 @@ COMMANDS = (
     "doctor",
     "status",
     "versions",
+    "picks",
     "promote",
     "rollback",
     "settings",
@@ -220,12 +223,14 @@ class FakeModel:
 
 
 @pytest.fixture
-def project(monkeypatch):
+def project(monkeypatch, tmp_path):
     """One project behind fake tools; `log` keeps what commands changed."""
     from backend import worker_context
 
     log: list[object] = []
-    desk = SimpleNamespace(model=FakeModel(), files=SimpleNamespace(write_pin=lambda pin: log.append(pin)))
+    desk = SimpleNamespace(
+        model=FakeModel(), home=tmp_path, files=SimpleNamespace(write_pin=lambda pin: log.append(pin))
+    )
     workshop = SimpleNamespace(
         desk=lambda number: desk,
         ls=SimpleNamespace(close=lambda: None),
@@ -233,7 +238,22 @@ def project(monkeypatch):
     )
     dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
     monkeypatch.setattr(worker_context, "build", lambda settings: (workshop, dispatcher))
-    return SimpleNamespace(model=desk.model, log=log)
+    return SimpleNamespace(model=desk.model, log=log, home=tmp_path)
+
+
+def test_status_shows_what_is_known_of_the_uncertainty(project, monkeypatch):
+    from backend import service
+    from backend.ports import Overview, ProjectOverview
+
+    quality = (("calibration", "typically 3 % off"), ("errors", "84 % of pairs"))
+    shown = ProjectOverview(3, "Skin", "in step", "g2-b", None, 20, 100, 80, "87 %", "r", "margin", quality=quality)
+    fake = SimpleNamespace(overview=lambda: Overview("http://ls", projects=(shown,)), ready=dict)
+    monkeypatch.setattr(service, "BackendService", lambda workshop, dispatcher: fake)
+    result = run(cli.app, ["status"])
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert lines.index("calibration typically 3 % off") == lines.index("accuracy 87 %") + 1
+    assert "errors 84 % of pairs" in lines
 
 
 def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
@@ -242,6 +262,35 @@ def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
     assert "0.875" in lines[0]
     assert lines[1].startswith("  g1-a")
     assert "unknown" in lines[1]
+
+
+def test_picks_are_exported_with_their_chances(project, tmp_path):
+    line = {
+        "task": 8, "at": 12.5, "order": "askfirst g1 sprint-a", "model": "g1", "place": 2, "reason": "explore",
+        "propensity": 0.001, "share": 0.09, "left": 1000, "strategy": "margin", "explore": 0.1,
+    }  # fmt: skip
+    (project.home / "picks.jsonl").write_text(json.dumps(line) + "\n")
+    shown = run(cli.app, ["picks", "--project", "3"])
+    assert shown.exit_code == 0, shown.output
+    (row,) = csv.DictReader(shown.output.splitlines())
+    assert (row["task"], row["reason"], float(row["propensity"]), row["order"]) == (
+        "8",
+        "explore",
+        0.001,
+        line["order"],
+    )
+    assert set(row) == set(line) - {"at"} | {"labelled_at"}
+    out = tmp_path / "picks.csv"
+    assert "1 picks" in run(cli.app, ["picks", "--project", "3", "--out", str(out)]).output
+    assert out.read_text() == shown.output
+    refused = run(cli.app, ["picks", "--project", "3", "--out", str(tmp_path / "no" / "picks.csv")])
+    assert refused.exit_code == 1 and "choose another --out" in refused.output
+
+
+def test_a_project_without_picks_gives_a_header(project):
+    assert run(cli.app, ["picks", "--project", "3"]).output.splitlines() == [
+        "task,labelled_at,place,reason,propensity,share,left,strategy,explore,order,model"
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["promote", "g1-a"], ["rollback"]])

@@ -14,7 +14,7 @@ from PIL import Image
 from askfirst import simulation, simulation_report
 from askfirst.errors import DataProblem
 from askfirst.simulation_data import oracle_of, read_labels
-from askfirst.simulation_report import area, budgets, compare, interval, labels_to, write_report
+from askfirst.simulation_report import area, budgets, compare, confidence_table, interval, labels_to, write_report
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,52 @@ def test_one_row_for_each_seed_strategy_and_round(oracle, tmp_path):
     assert all(0 <= float(r["accuracy"]) <= 1 and float(r["nll"]) > 0 for r in rows)
 
 
+def test_every_label_bought_has_its_pick_with_the_chance_it_had(oracle, tmp_path):
+    out = tmp_path / "out.csv"
+    named = replace(oracle, names=np.array([f"image-{i}.png" for i in range(200)]))
+    list(simulation.run(named, SETTINGS, out, about=ABOUT))
+    picks = rows_of(simulation.picks_path(out))
+    assert tuple(picks[0]) == simulation.PICK_FIELDS
+    of_pair = [p for p in picks if (p["seed"], p["strategy"]) == ("1", "margin")]
+    assert [(p["round"], p["place"]) for p in of_pair] == [(str(r), str(k)) for r in range(1, 5) for k in range(1, 11)]
+    assert len({p["example"] for p in of_pair}) == 40 and of_pair[0]["example"].startswith("image-")
+    later = [p for p in of_pair if p["round"] != "1"]
+    own = [p for p in later if p["reason"] == "uncertain"]
+    drawn = [p for p in later if p["reason"] == "explore"]
+    assert own and drawn and {p["reason"] for p in of_pair} <= {"uncertain", "explore", "diverse", "audit"}
+    assert all(float(p["propensity"]) == 1 for p in own)
+    assert all(float(p["propensity"]) == pytest.approx(1 / int(p["left"]), rel=0.02) for p in drawn)
+
+
+def test_without_names_examples_are_called_by_their_rows(oracle, tmp_path):
+    out = tmp_path / "out.csv"
+    list(simulation.run(oracle, replace(SETTINGS, seeds=1), out, about=ABOUT))
+    assert all(0 <= int(p["example"]) < 200 for p in rows_of(simulation.picks_path(out)))
+
+
+def test_rows_of_an_older_release_are_kept_and_gone_on_with(oracle, tmp_path):
+    out = tmp_path / "old.csv"
+    list(simulation.run(oracle, replace(SETTINGS, seeds=1), out, about=ABOUT))
+    new = ("e_aurc", "augrc", "auroc", "coverage_at_95", "ece_debiased", "brier", "set_size", "set_coverage")
+    old = pd.read_csv(out).drop(columns=list(new))
+    old.to_csv(out, index=False)
+    simulation.picks_path(out).unlink()
+    lines = [json.loads(line) for line in simulation.curves_path(out).read_text().splitlines()]
+    for line in lines:
+        line.pop("confidences", None)
+    simulation.curves_path(out).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(out, tmp_path / "report").read_text()
+    assert "## aurc at each budget" in text and "## brier" not in text and "Which confidence" not in text
+    list(simulation.run(oracle, SETTINGS, out, about=ABOUT))
+    rows = rows_of(out)
+    assert tuple(rows[0]) == simulation.FIELDS and len(rows) == 16
+    assert {r["brier"] == "" for r in rows if r["seed"] == "0"} == {True}
+    assert all(float(r["brier"]) > 0 for r in rows if r["seed"] == "1")
+    assert {p["seed"] for p in rows_of(simulation.picks_path(out))} == {"1"}
+    text = write_report(out, tmp_path / "report").read_text()
+    assert "## brier at each budget" in text and "Which confidence ranks errors best" in text
+
+
 def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(oracle, tmp_path):
     whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
     list(simulation.run(oracle, SETTINGS, whole, about=ABOUT))
@@ -57,6 +103,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(oracle, t
     assert [p.done for p in resumed] == [2, 3, 4]
     timeless = [{k: v for k, v in r.items() if not k.endswith("_s") and k != "seconds"} for r in rows_of(parts)]
     assert timeless == [{k: v for k, v in r.items() if not k.endswith("_s") and k != "seconds"} for r in rows_of(whole)]
+    assert simulation.picks_path(parts).read_text() == simulation.picks_path(whole).read_text()
 
 
 def test_another_setting_does_not_mix_with_what_is_there(oracle, tmp_path):
@@ -187,6 +234,30 @@ def test_the_report_names_winners_and_losers_and_draws_three_pictures(oracle, tm
         picture = (tmp_path / "report" / f"{name}.svg").read_text()
         assert picture.count("<path") > 5 and name in text
     assert json.loads(simulation.settings_path(out).read_text())["data"] == "blobs"
+
+
+def said(seed, strategy, chosen="msp", compared=True, **aurc):
+    found = {"aurc": aurc, "chosen": chosen, "compared": compared}
+    return {"seed": seed, "strategy": strategy, "labels": 100, "confidences": found}
+
+
+def test_the_table_of_confidences_is_the_mean_fall_of_the_area_over_seeds():
+    lines = [
+        said(0, "random", "margin", msp=0.20, margin=0.19),
+        said(0, "margin", msp=0.10, margin=0.11),
+        said(1, "random", "margin", msp=0.20, margin=0.16),
+        said(1, "margin", "msp", False, msp=0.10, margin=0.10),
+        {"seed": 0, "strategy": "random", "labels": 50},
+    ]
+    title, told, table = confidence_table(lines, [50, 100])
+    assert title == "## Which confidence ranks errors best" and "100 labels: 2 of 3" in told
+    rows = table.splitlines()
+    assert rows[0] == "| confidence | 100 labels |"
+    assert rows[2] == "| AURC of msp | 0.150 (0.150 to 0.150) |"
+    # Seed by seed the mean over strategies: 0.00 and 0.02; chosen 0.005 and 0.02.
+    assert rows[3] == "| margin | +0.0100 (+0.0000 to +0.0200) |"
+    assert rows[4] == "| **chosen on the audit slice** | +0.0125 (+0.0050 to +0.0200) |"
+    assert confidence_table(lines[4:], [50]) == []
 
 
 def test_a_report_without_rows_says_what_to_run_first(tmp_path):

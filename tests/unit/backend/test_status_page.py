@@ -127,6 +127,11 @@ def test_every_reason_of_the_ranking_has_words():
     assert set(REASONS) == set(ALL)
 
 
+def test_sentences_about_uncertainty_stand_beside_the_strategy():
+    found = Elements(page(project(quality=(("calibration", "typically 3 % off"), ("errors", "84 % of pairs")))))
+    assert "Calibration" in found.text and "typically 3 % off" in found.text and "84 % of pairs" in found.text
+
+
 def test_hostile_data_stays_text():
     hostile = project(
         title=EVIL,
@@ -140,6 +145,7 @@ def test_hostile_data_stays_text():
         queue=(QueueEntry(1, 0.5, 0.5, EVIL, EVIL),),
         events=({"at": EVIL, "what": EVIL},),
         jobs=({"id": EVIL, "what": EVIL, "state": EVIL, "progress": EVIL, "since": EVIL},),
+        quality=((EVIL, EVIL),),
     )
     html = page(hostile, warnings=(EVIL,), workers=(EVIL,), label_studio_url="javascript:alert(1)")
     found = Elements(html)

@@ -296,3 +296,83 @@ def test_what_looks_like_skipped_examples_comes_last_and_is_said():
         pool, strategy="uherding", front=20, layers=Shares(explore=0, skips=False), audit_share=0.1, seed=0
     )
     assert odd[blind.rows[-40:]].mean() < 0.5
+
+
+# ---------------------------------------------------------------------- with what chance
+def test_odds_of_a_deterministic_strategy_are_one_and_its_share_is_what_chance_leaves():
+    pool = candidates(labelled=np.zeros(300, bool), pending=np.zeros(300, bool), open=np.ones(300, bool))
+    found = order(pool, "margin", 40, explore=0.1, audit_share=0.1)
+    odds, n_audit = found.odds, int(pool.audit.sum())
+    main = found.reasons != AUDIT
+    front = np.flatnonzero(main)[:30]
+    own, drawn = front[found.reasons[front] == UNCERTAIN], front[found.reasons[front] == EXPLORE]
+    assert (odds.propensity[own] == 1).all() and len(drawn) >= 2
+    # Chance fills about a tenth of what the audit slice leaves; together all layers fill every place.
+    assert odds.share[drawn] == pytest.approx(np.full(len(drawn), 0.09), abs=0.02)
+    assert odds.share[own[0]] + odds.share[drawn[0]] == pytest.approx(0.9)
+    assert set(odds.share[~main].tolist()) == {0.1}
+    assert set(odds.left[main].tolist()) == {300 - n_audit} and set(odds.left[~main].tolist()) == {n_audit}
+    assert odds.propensity[drawn] == pytest.approx(1 / (300 - n_audit - np.arange(len(drawn))))
+    assert odds.propensity[~main] == pytest.approx(1 / np.arange(n_audit, 0, -1))
+
+
+def test_what_was_not_chosen_has_no_odds():
+    pool = candidates()
+    found = order(pool)
+    pending = found.reasons == PENDING
+    assert pending.any() and np.isnan(found.odds.propensity[pending]).all() and (found.odds.left[pending] == 0).all()
+    assert (found.odds.propensity[~pending] > 0).all() and (found.odds.propensity[~pending] <= 1).all()
+    ranking = to_ranking(None, pool.example_ids, None, found.rows, found.reasons, np.array([7, 8]), found.odds)
+    assert np.isnan(ranking.odds.propensity[-2:]).all()
+    np.testing.assert_array_equal(ranking.odds.left[: len(found.rows)], found.odds.left)
+
+
+def test_all_of_a_random_order_is_uniform():
+    pool = candidates(n=120, labelled=np.zeros(120, bool), pending=np.zeros(120, bool), open=np.ones(120, bool))
+    found = order(pool, "random", 30, audit_share=0.0)
+    main = found.reasons == EXPLORE
+    count = int(main.sum())
+    assert found.odds.share[main] == pytest.approx(1)
+    assert (found.odds.left[main] == count).all()
+    assert found.odds.propensity[main] == pytest.approx(1 / np.arange(count, 0, -1))
+
+
+def everything_open(n, seed=0):
+    nothing = np.zeros(n, bool)
+    return candidates(n=n, seed=seed, labelled=nothing, pending=nothing, open=~nothing, audit=nothing)
+
+
+def test_what_chance_drew_in_one_order_estimates_the_pool_and_what_was_asked_for_does_not():
+    """The strategy looks for losses. Farquhar et al. 2021, eq. 4, on the draws of chance."""
+    pool = everything_open(60)
+    loss = margin(pool)
+    estimates, plain = [], []
+    for seed in range(120):
+        found = order(pool, "margin", 20, explore=0.25, audit_share=0.0, seed=seed)
+        drawn = np.flatnonzero(found.reasons[:20] == EXPLORE)[:4]
+        seen = loss[found.rows[drawn[:-1]]].sum()
+        estimates.append((seen + loss[found.rows[drawn[-1]]] / found.odds.propensity[drawn[-1]]) / 60)
+        plain.append(loss[found.rows[:20]].mean())
+    error = np.std(estimates) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - loss.mean()) < 3.5 * error
+    assert np.mean(plain) - loss.mean() > 3.5 * error
+
+
+def test_one_label_from_each_order_estimates_the_pool_whatever_the_strategy_took_between():
+    """As the live loop does: the first place is taken and the order made anew. Each pick of chance, with the losses of
+    everything labelled before it, is an estimate without bias."""
+    pool = everything_open(40)
+    loss = margin(pool)
+    estimates = []
+    for seed in range(70):
+        labelled = np.zeros(40, bool)
+        for _ in range(8):
+            now = candidates(n=40, labelled=labelled.copy(), pending=pool.pending, open=~labelled, audit=pool.audit)
+            found = order(now, "margin", 4, explore=0.25, audit_share=0.0, seed=seed)
+            row = found.rows[0]
+            if found.reasons[0] == EXPLORE:
+                estimates.append((loss[labelled].sum() + loss[row] / found.odds.propensity[0]) / 40)
+            labelled[row] = True
+    error = np.std(estimates) / np.sqrt(len(estimates))
+    assert len(estimates) > 80
+    assert abs(np.mean(estimates) - loss.mean()) < 3.5 * error

@@ -9,6 +9,7 @@ from training import simulate
 from training.errors import DataError
 from training.ranking import Shares
 from training.simulate import Ground, Oracle, Plan, measure, replay, split
+from uncertainty import calibration, conformal, selective
 
 
 def blobs(n=300, classes=3, d=12, seed=0, **changes):
@@ -139,3 +140,63 @@ def test_the_curves_say_what_the_measures_say():
     count, confidence, accuracy = np.array(curves["reliability"]).T
     assert count.sum() == len(test.labels)
     assert (count * np.abs(accuracy - confidence)).sum() / count.sum() == pytest.approx(found["ece"], abs=1e-6)
+
+
+def test_the_rounds_of_a_plan_are_those_that_are_replayed():
+    ground = Ground.of(*split(blobs(n=100), 0.25, seed=0), 0)
+    for changes in ({}, {"first": 25}, {"first": 200}, {"budget": 1000}, {"batch": 7}):
+        plan = Plan(**({"strategy": "random", "batch": 20, "budget": 70} | changes))
+        assert plan.curve(len(ground.pool.labels)) == [r.labels for r in replay(ground, plan)]
+
+
+def test_the_measures_of_a_round_are_those_of_the_library_on_the_test_examples():
+    ground = Ground.of(*split(blobs(n=400, d=4), 0.4, seed=0), 0)
+    last = list(replay(ground, Plan("margin", batch=40, budget=80, audit_share=0.3)))[-1]
+    found = measure(last, ground.test)
+    assert found.keys() == set(simulate.MEASURES)
+    p, y = last.probabilities, ground.test.labels
+    assert found["brier"] == pytest.approx(calibration.brier_score(p, y))
+    assert found["auroc"] == pytest.approx(selective.auroc(p.max(1), p.argmax(1) == y))
+    sets = conformal.fit(last.audit_probabilities, last.audit_labels, alpha=0.1).sets(p)
+    report = conformal.evaluate(conformal.never_empty(sets, p), y)
+    assert (found["set_size"], found["set_coverage"]) == (report.mean_size, report.coverage)
+
+
+def test_with_eight_audit_labels_no_set_is_promised():
+    ground = Ground.of(*split(blobs(), 0.25, seed=0), 0)
+    rounds = list(replay(ground, Plan("random", batch=20, budget=140)))
+    for found in rounds:
+        assert (measure(found, ground.test)["set_size"] is None) == (found.audit < 9)
+
+
+def test_sets_hold_the_truth_as_often_as_promised_over_seeds():
+    held = []
+    for seed in range(12):
+        ground = Ground.of(*split(blobs(n=300, d=4, seed=seed), 0.4, seed), seed)
+        last = list(replay(ground, Plan("random", batch=150, budget=150, seed=seed, audit_share=0.2)))[-1]
+        held.append(measure(last, ground.test)["set_coverage"])
+    assert np.mean(held) > 0.88
+
+
+def test_confidences_are_compared_on_the_test_examples_and_chosen_on_the_audit_slice():
+    ground = Ground.of(*split(blobs(n=700, d=4), 0.3, seed=0), 0)
+    last = list(replay(ground, Plan("random", batch=300, budget=300, audit_share=0.3, noise=0.2)))[-1]
+    found = simulate.confidences(last, ground)
+    assert {"msp", "margin", "doctor", "max_logit", "max_logit_pnorm", "label_agreement"} <= found["aurc"].keys()
+    right = last.probabilities.argmax(1) == ground.test.labels
+    assert found["aurc"]["msp"] == pytest.approx(selective.aurc(last.probabilities.max(1), right), abs=1e-3)
+    assert found["compared"] and found["chosen"] in found["aurc"]
+    # The labels of the test examples choose nothing.
+    spoilt = replace(ground, test=replace(ground.test, labels=(ground.test.labels + 1) % 3))
+    assert simulate.confidences(last, spoilt)["chosen"] == found["chosen"]
+    first = next(iter(replay(ground, Plan("random", batch=20, budget=20))))
+    assert simulate.confidences(first, ground)["compared"] is False
+
+
+def test_examples_keep_their_names_through_a_split():
+    oracle = blobs()
+    pool, test = split(oracle, 0.25, seed=0)
+    np.testing.assert_array_equal(oracle.features[pool.names], pool.features)
+    assert sorted([*pool.names.tolist(), *test.names.tolist()]) == list(range(300))
+    named = replace(oracle, names=np.array([f"n{i}" for i in range(300)]))
+    assert split(named, 0.25, seed=0)[0].names.tolist() == [f"n{i}" for i in pool.names]

@@ -10,9 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from uncertainty import confidence
 from uncertainty.confidence import (
     Confidence,
-    ConfidenceInfo,
     Outputs,
-    choose,
     fit,
     get_confidence,
     label_agreement,
@@ -118,60 +116,8 @@ def test_what_was_fitted_can_be_kept_as_two_values():
     assert fit("doctor", out, correct) == Confidence("doctor")
 
 
-def test_the_choice_finds_the_confidence_that_ranks_best():
-    out, correct = norm_helps()
-    choice = choose(out, correct)
-    assert choice.name == "max_logit_pnorm" and choice.confidence.parameter in (3, 4, 5, 6)
-    assert set(choice.held_out) == {"msp", "margin", "negative_entropy", "max_logit", "max_logit_pnorm", "doctor"}
-    assert choice.held_out["max_logit_pnorm"] == min(choice.held_out.values())
-    fresh, fresh_correct = norm_helps(seed=1)
-    assert aurc(choice.confidence.of(fresh), fresh_correct) < aurc(fresh.probabilities.max(1), fresh_correct)
-
-
-def test_the_choice_is_made_on_labels_that_took_no_part_in_the_fit():
-    def memory(out, parameter):
-        return np.isin(out.probabilities[:, 0], seen[parameter]).astype(float)
-
-    def remember(out, correct):
-        seen.append(out.probabilities[correct, 0])
-        return len(seen) - 1
-
-    seen = []
-    register_confidence(ConfidenceInfo("memory", memory, "what it saw", "", fit=remember))
-    try:
-        out, correct = outputs(300), flags(300)
-        choice = choose(out, correct)
-        assert aurc(fit("memory", out, correct).of(out), correct) < 0.2  # perfect on what it saw
-        assert choice.name != "memory"
-        assert choice.held_out["memory"] == pytest.approx(1 - correct.mean(), abs=0.01)
-    finally:
-        del confidence._CONFIDENCES._known["memory"]
-
-
-def test_a_rival_that_is_no_better_seldom_replaces_the_likeliest_probability():
-    chosen = [
-        choose(outputs(100, seed=s), flags(100, s + 1), names=["label_agreement"], seed=s).name for s in range(12)
-    ]
-    assert chosen.count("msp") >= 10
-
-
-def test_with_too_few_errors_there_is_no_choice():
-    out = outputs(200)
-    correct = np.arange(200) >= 19
-    choice = choose(out, correct)
-    assert (choice.name, choice.confidence, choice.held_out) == ("msp", Confidence("msp"), {})
-    assert choose(out, np.arange(200) >= 20).held_out
-
-
-def test_the_choice_is_repeatable_and_keeps_to_the_names_given():
-    out, correct = norm_helps()
-    assert choose(out, correct, seed=3) == choose(out, correct, seed=3)
-    assert set(choose(out, correct, names=["doctor"]).held_out) == {"msp", "doctor"}
-
-
 def test_two_classes_leave_the_norm_out():
     out = Outputs.of_logits(np.random.default_rng(0).normal(size=(100, 2)))
-    assert "max_logit_pnorm" not in choose(out, flags(100)).held_out
     with pytest.raises(NotFittedError, match="3 class"):
         fit("max_logit_pnorm", out, flags(100))
 
@@ -182,7 +128,7 @@ def test_what_is_not_given_is_asked_for():
         with pytest.raises(NotFittedError, match=r"Outputs\("):
             Confidence(name).of(bare)
         with pytest.raises(NotFittedError, match=r"Outputs\("):
-            choose(bare, flags(60), names=[name])
+            fit(name, bare, flags(60))
     with pytest.raises(UnknownMethodError, match="doctor"):
         get_confidence("nurse")
     with pytest.raises(ValueError, match="already"):
@@ -207,7 +153,7 @@ def test_outputs_that_disagree_are_refused():
     with pytest.raises(NotADistributionError):
         Outputs.of_logits([[np.nan, 0]])
     with pytest.raises(ShapeError, match="booleans"):
-        choose(Outputs(p), np.ones(60))
+        fit("msp", Outputs(p), np.ones(60))
 
 
 def units(n, seed):

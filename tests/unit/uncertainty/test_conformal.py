@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import binom
 
-from uncertainty.conformal import SCORES, evaluate, fit, labels_needed
+from uncertainty.conformal import SCORES, evaluate, fit, labels_needed, leave_one_out, never_empty
 from uncertainty.errors import NotADistributionError, ShapeError
 
 
@@ -176,3 +176,44 @@ def test_what_makes_no_sense_is_refused():
         fit(p, y).sets(np.ones((1, 2)) / 2)
     with pytest.raises(ShapeError, match="booleans"):
         evaluate(p, y)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.25])
+def test_leaving_one_out_equals_fitting_without_it(alpha):
+    p, y = drawn(70, 4, 3)
+    p = p.round(2) / p.round(2).sum(1, keepdims=True)  # ties
+    inside = leave_one_out(p, y, alpha=alpha)
+    for i in range(70):
+        rest = np.arange(70) != i
+        np.testing.assert_array_equal(inside[i], fit(p[rest], y[rest], alpha=alpha).sets(p[i : i + 1])[0])
+
+
+def test_leaving_one_out_by_class_equals_fitting_each_group_without_it():
+    p, y = drawn(260, 4, 4, bias=[2, 1.5, 0, -1])
+    inside = leave_one_out(p, y, per_class=True)
+    own = [c for c in range(4) if (y == c).sum() >= 50]
+    assert 0 < len(own) < 4
+    groups = [[c] for c in own] + [[c for c in range(4) if c not in own]]
+    expected = np.zeros_like(inside)
+    for i in range(260):
+        for members in groups:
+            rows = np.isin(y, members) & (np.arange(260) != i)
+            scores = np.sort(1 - p[rows, y[rows]])
+            threshold = scores[math.ceil((len(scores) + 1) * 0.9 - 1e-9) - 1]
+            expected[i, members] = 1 - p[i, members] <= threshold
+    np.testing.assert_array_equal(inside, expected)
+
+
+def test_with_too_few_labels_what_is_left_out_gets_every_class():
+    p, y = drawn(9, 3, 0)
+    assert leave_one_out(p, y, alpha=0.1).all()  # eight are left, nine are needed
+    assert leave_one_out(p[:0], y[:0]).shape == (0, 3)
+
+
+def test_an_empty_set_gets_the_likeliest_class_and_others_stay():
+    p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+    sets = np.array([[False, False, False], [False, True, True]])
+    assert never_empty(sets, p).tolist() == [[False, True, False], [False, True, True]]
+    assert not sets[0].any()  # the input is left untouched
+    with pytest.raises(ShapeError, match="booleans"):
+        never_empty(sets.astype(int), p)

@@ -16,6 +16,7 @@ from uncertainty.selective import (
     aupr_success,
     aurc,
     auroc,
+    auroc_interval,
     coverage_at_accuracy,
     excess_aurc,
     fewest_accepted,
@@ -191,3 +192,36 @@ def test_input_is_left_untouched():
         measure(confidence, correct)
     assert (confidence == before[0]).all() and (correct == before[1]).all()
     assert selective.risk_coverage(confidence.tolist(), correct.tolist()).risk.shape == (20,)
+
+
+@pytest.mark.parametrize("right", [12, 60])
+def test_the_interval_of_the_auroc_holds_the_truth_about_as_often_as_it_says(right):
+    # Right answers are one standard deviation surer: the truth is the normal distribution function at 1/sqrt(2).
+    truth = 0.5 * (1 + math.erf(1 / 2))
+    held = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        correct = np.arange(right + 25) < right
+        low, high = auroc_interval(rng.normal(size=right + 25) + correct, correct)
+        held += low <= truth <= high
+    assert 0.91 < held / 300 < 0.99
+
+
+def test_the_interval_of_the_auroc_uses_the_variance_of_delong():
+    confidence, correct = drawn(80, levels=9)
+    positive, negative = confidence[correct], confidence[~correct]
+    wins = (positive[:, None] > negative).astype(float) + (positive[:, None] == negative) / 2
+    variance = wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative)
+    area = (wins.sum() + 0.5) / (wins.size + 1)
+    odds, half = math.log(area / (1 - area)), 1.959964 * math.sqrt(variance) / (area * (1 - area))
+    expected = [1 / (1 + math.exp(-(odds + sign * half))) for sign in (-1, 1)]
+    assert auroc_interval(confidence, correct) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_perfect_separation_is_not_told_for_certain():
+    low, high = auroc_interval(np.arange(20.0), np.arange(20) >= 8)
+    assert 0.7 < low < 0.9 and 0.99 < high < 1
+    assert auroc_interval(np.arange(20.0), np.arange(20) >= 19) == (0.0, 1.0)
+    assert auroc_interval([], np.zeros(0, bool)) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"0\.95"):
+        auroc_interval([0.1], np.array([True]), level=95)
