@@ -99,8 +99,12 @@ def k_means(
     return out if fitted is x else Clusters(*assign(x, out.centres), out.centres)
 
 
-def assign(x: Tensor, centres: Tensor) -> tuple[Rows, npt.NDArray[np.float32]]:
-    """The nearest centre of each row, [n], and the squared distance to it, [n] float32 >= 0."""
+def assign(x: Tensor, centres: Tensor, lengths: Tensor | None = None) -> tuple[Rows, npt.NDArray[np.float32]]:
+    """The nearest centre of each row, [n], and the squared distance to it, [n] float32 >= 0.
+
+    Args:
+        lengths: [n] squared lengths of the rows, for who has them already.
+    """
     n = x.shape[0]
     labels, distances = torch.empty(n, dtype=torch.int64), torch.empty(n)
     turned, squares = centres.T.contiguous(), centres.square().sum(1)
@@ -109,7 +113,8 @@ def assign(x: Tensor, centres: Tensor) -> tuple[Rows, npt.NDArray[np.float32]]:
         part = x[at : at + step]
         least, nearest = torch.addmm(squares, part, turned, alpha=-2).min(1)
         labels[at : at + step] = nearest
-        distances[at : at + step] = (least + part.square().sum(1)).clamp_min_(0)
+        own = part.square().sum(1) if lengths is None else lengths[at : at + step]
+        distances[at : at + step] = (least + own).clamp_min_(0)
     return labels.numpy(), distances.numpy()
 
 
@@ -169,13 +174,14 @@ def in_turn(labels: Rows, values: npt.NDArray[np.floating], order: Rows) -> tupl
 
 def _lloyd(x: Tensor, k: int, rng: np.random.Generator, weights: npt.NDArray[np.float64], iterations: int) -> Clusters:
     n = x.shape[0]
-    rounding = _COPY * float(x.square().sum(1).max())
+    lengths = x.square().sum(1)
+    rounding = _COPY * float(lengths.max())
     rows, represented = systematic_sample(weights, max(_SEED_ROWS, _PER_SEED * k), rng)
     if len(rows) < k:  # too few rows have weight: the others are as good as any for what is left
         rows, represented = np.arange(n), weights
     seeds = rows[_seeds(x[torch.from_numpy(rows)], k, rng, represented, rounding)]
     centres = x[torch.from_numpy(seeds)]
-    labels, distances = assign(x, centres)
+    labels, distances = assign(x, centres, lengths)
     inertia = float(weights @ distances)
     for _ in range(iterations):
         mass = np.bincount(labels, weights, minlength=k)
@@ -193,7 +199,7 @@ def _lloyd(x: Tensor, k: int, rng: np.random.Generator, weights: npt.NDArray[np.
             far = far[loss[far] > 0]
             moved[empty[: len(far)]] = x[torch.from_numpy(far)].numpy()
         moved_centres = torch.from_numpy(moved)
-        moved_labels, moved_distances = assign(x, moved_centres)
+        moved_labels, moved_distances = assign(x, moved_centres, lengths)
         before, inertia = inertia, float(weights @ moved_distances)
         if inertia > before:  # rounding, at the end of the way
             break

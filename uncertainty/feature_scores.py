@@ -24,6 +24,7 @@ _CHUNK = 16_384  # rows at once: 64 MiB at D = 1024
 _JOINT = 2**22  # probabilities of pairs held at once by EPIG: 16 MiB
 _SEED = 0  # of the targets: every chunk and every call must meet the same ones
 _TINY = 1e-12
+_TINIEST = 1e-38  # about the smallest normal float32
 
 _Doubles = npt.NDArray[np.float64]
 
@@ -219,8 +220,8 @@ def target_rows(pool: Pool, count: int, *, balanced: bool) -> Rows:
 
 
 def _entropy(probs: Tensor) -> Tensor:  # [..., C] -> [...], nats
-    entropy: Tensor = torch.special.entr(probs).sum(-1)
-    return entropy
+    # Several times faster than special.entr on a CPU; p = 0 gives 0.
+    return probs.clamp_min(_TINIEST).log_().mul_(probs).sum(-1).neg_()
 
 
 def _chunks(pool: Pool, rows: Rows) -> Iterator[tuple[slice, Tensor]]:

@@ -10,9 +10,18 @@ from torch import Tensor
 
 from .shapes import check_log_probs
 
+_LEAST_LOG = -1e4  # p log p is zero long before, and NaN at minus infinity
 
-def _mean_probs(log_probs: Tensor) -> Tensor:  # [B, S, C] -> [B, C]
-    return log_probs.exp().mean(1)
+
+def _entropy_of_mean(probs: Tensor) -> Tensor:  # [B, C] -> [B]
+    # entr is exact at p = 0, where -p * log p gives NaN. Rounding of p just above 1 gives a tiny negative.
+    entropy: Tensor = torch.special.entr(probs).sum(-1).clamp_min(0)
+    return entropy
+
+
+def _mean_entropy(log_probs: Tensor, probs: Tensor) -> Tensor:  # [B, S, C] twice -> [B]
+    # The logarithm is there already: a third of the time of entr.
+    return log_probs.clamp_min(_LEAST_LOG).mul_(probs).sum(-1).neg_().mean(1).clamp_min_(0)
 
 
 def predictive_entropy(log_probs: Tensor) -> Tensor:
@@ -27,10 +36,7 @@ def predictive_entropy(log_probs: Tensor) -> Tensor:
     Raises:
         ShapeError, NotADistributionError.
     """
-    check_log_probs(log_probs)
-    # entr is exact at p = 0, where -p * log p gives NaN. Rounding of p just above 1 gives a tiny negative.
-    entropy: Tensor = torch.special.entr(_mean_probs(log_probs)).sum(-1).clamp_min(0)
-    return entropy
+    return _entropy_of_mean(check_log_probs(log_probs).mean(1))
 
 
 def margin_uncertainty(log_probs: Tensor) -> Tensor:
@@ -44,8 +50,7 @@ def margin_uncertainty(log_probs: Tensor) -> Tensor:
     Paper:
         Scheffer et al. 2001; Settles 2009, sec. 3.1.
     """
-    check_log_probs(log_probs, min_classes=2)
-    probs = _mean_probs(log_probs)
+    probs = check_log_probs(log_probs, min_classes=2).mean(1)
     # Twice the maximum: on a CPU several times faster than topk(2) along a short axis, and exact under ties.
     first, where = probs.max(-1, keepdim=True)
     second = probs.scatter(-1, where, -1.0).amax(-1)
@@ -60,8 +65,7 @@ def least_confidence(log_probs: Tensor) -> Tensor:
     Returns:
         [B], dimensionless, in [0, 1 - 1/C].
     """
-    check_log_probs(log_probs)
-    return (1 - _mean_probs(log_probs).amax(-1)).clamp_min(0)
+    return (1 - check_log_probs(log_probs).mean(1).amax(-1)).clamp_min(0)
 
 
 def ratio(log_probs: Tensor) -> Tensor:
@@ -75,8 +79,7 @@ def ratio(log_probs: Tensor) -> Tensor:
     Paper:
         Monarch 2021, Human-in-the-Loop Machine Learning, sec. 3.2.
     """
-    check_log_probs(log_probs, min_classes=2)
-    probs = _mean_probs(log_probs)
+    probs = check_log_probs(log_probs, min_classes=2).mean(1)
     first, where = probs.max(-1, keepdim=True)
     second = probs.scatter(-1, where, -1.0).amax(-1)
     return second / first.squeeze(-1)
@@ -95,9 +98,7 @@ def expected_entropy(log_probs: Tensor) -> Tensor:
     Paper:
         Houlsby et al. 2011, arXiv:1112.5745, eq. 2, second term.
     """
-    check_log_probs(log_probs)
-    entropy: Tensor = torch.special.entr(log_probs.exp()).sum(-1).mean(1).clamp_min(0)
-    return entropy
+    return _mean_entropy(log_probs, check_log_probs(log_probs))
 
 
 def mutual_information(log_probs: Tensor) -> Tensor:
@@ -111,8 +112,9 @@ def mutual_information(log_probs: Tensor) -> Tensor:
     Paper:
         Houlsby et al. 2011, arXiv:1112.5745, eq. 2 (BALD).
     """
+    probs = check_log_probs(log_probs)
     # Rounding below zero is removed per example, before any reduction.
-    return (predictive_entropy(log_probs) - expected_entropy(log_probs)).clamp_min(0)
+    return (_entropy_of_mean(probs.mean(1)) - _mean_entropy(log_probs, probs)).clamp_min(0)
 
 
 def variation_ratio(log_probs: Tensor) -> Tensor:
@@ -145,6 +147,5 @@ def mean_std(log_probs: Tensor) -> Tensor:
     Paper:
         Kampffmeyer et al. 2016; Gal et al. 2017, arXiv:1703.02910.
     """
-    check_log_probs(log_probs)
-    probs = log_probs.exp()
+    probs = check_log_probs(log_probs)
     return (probs - probs.mean(1, keepdim=True)).square().mean(1).sqrt().mean(-1)

@@ -20,8 +20,11 @@ from .errors import NotADistributionError, ShapeError
 SUM_TOLERANCE = 1e-3
 
 
-def check_log_probs(log_probs: Tensor, *, min_classes: int = 1) -> None:
+def check_log_probs(log_probs: Tensor, *, min_classes: int = 1) -> Tensor:
     """Fail loudly unless `log_probs` is [B, S, C], S >= 1, C >= `min_classes`, and normalised over C.
+
+    Returns:
+        The probabilities, [B, S, C], in the precision given: they are needed for the check, and by most callers.
 
     Raises:
         ShapeError, NotADistributionError.
@@ -34,8 +37,10 @@ def check_log_probs(log_probs: Tensor, *, min_classes: int = 1) -> None:
         )
     if not log_probs.is_floating_point():
         raise NotADistributionError(f"expected floating-point log-probabilities, got {log_probs.dtype}")
-    wide = log_probs.float() if log_probs.dtype in (torch.float16, torch.bfloat16) else log_probs
-    _check_sums(wide.exp().sum(-1), "apply log_softmax to logits first")
+    probs = log_probs.exp()
+    wide = log_probs.float().exp() if log_probs.dtype in (torch.float16, torch.bfloat16) else probs
+    _check_sums(wide.sum(-1), "apply log_softmax to logits first")
+    return probs
 
 
 def check_probs(probs: npt.ArrayLike) -> npt.NDArray[np.float64]:

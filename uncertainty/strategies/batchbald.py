@@ -17,7 +17,8 @@ CAREFUL = 10  # examples chosen jointly; more cost much and gain little over a d
 TABLE = 1_000_000  # numbers C^m * S of the exact joint distribution of m examples: 4 MB
 CONFIGURATIONS = 10_000  # labels of a batch that are drawn where the table would be larger
 _FEWEST_CONFIGURATIONS = 1000
-_AT_ONCE = 16  # candidates looked at together: 6 MB at 10,000 configurations of ten classes
+_AT_ONCE = 16  # candidates looked at together: 13 MB at 10,000 configurations of ten classes
+_LEAST_PROBABILITY = 1e-30
 _LEAST_WEIGHT = 1e-12  # a draw in proportion needs a little of everything
 
 
@@ -26,10 +27,12 @@ class _Joint:
 
     def __init__(self, probs: Tensor, rng: np.random.Generator) -> None:
         """`probs` [n, S, C] float32 of all candidates."""
-        self._probs, self._rng = probs, rng
+        # Above zero, so that no logarithm of a sum over samples is infinite.
+        self._probs, self._rng = probs.clamp_min(_LEAST_PROBABILITY), rng
         samples = probs.shape[1]
         self._exact: Tensor | None = torch.full((1, samples), 1 / samples, dtype=torch.float64)  # [M, S] p(y, s)
         self._chosen: list[int] = []
+        self._room: tuple[Tensor, Tensor] | None = None  # what `entropy_of` works in
         self.likely = torch.ones(1)  # [M] p(y), summing to one
         self.speaking_for = torch.full((1, samples), 1 / samples)  # [M, S] p(s | y)
 
@@ -63,10 +66,14 @@ class _Joint:
         self.speaking_for = log_joint.softmax(1).float()
 
     def entropy_of(self, rows: list[int]) -> Tensor:  # [m]: H(y_row | labels of the chosen), nats
-        some = self._probs[rows]  # [m, S, C]
-        probs = self.speaking_for @ some.transpose(0, 1).flatten(1)  # [M, m * C]
-        plogp = probs.mul_(probs.clamp_min(1e-38).log_())
-        return -(self.likely @ plogp).view(len(rows), -1).sum(1)
+        some = self._probs[rows].transpose(0, 1).flatten(1)  # [S, m * C]
+        size = len(self.likely), some.shape[1]
+        if self._room is None or self._room[0].shape != size:
+            self._room = torch.empty(size), torch.empty(size)  # kept: fresh pages cost as much as the product
+        probs, logs = self._room
+        torch.mm(self.speaking_for, some, out=probs)  # [M, m * C]
+        torch.log(probs, out=logs)
+        return -(self.likely @ logs.mul_(probs)).view(len(rows), -1).sum(1)
 
 
 def jointly_most_informative(probs: Tensor, k: int, rng: np.random.Generator) -> tuple[list[int], list[float]]:
