@@ -111,7 +111,7 @@ def fit_head(
     elif n < MIN_LABELS_FOR_FOLDS:
         lam, lam_labels, temperature, temperature_labels = DEFAULT_REGULARISATION, 0, cold_temperature(), 0
     elif shrunk or n >= 2 * lam_labels or n >= 1.1 * temperature_labels:
-        fold = stratified_folds(y, FOLDS, groups=groups() if groups else None, seed=seed)
+        fold = grouped_folds(n, FOLDS, groups=groups() if groups else None, seed=seed)
         if shrunk or n >= 2 * lam_labels:
             lam, lam_labels = _search(z, y, w, classes, fold, seed, around=lam if lam_labels else None), n
         logits = _held_out(z, fold, classes, _fold_solutions(z, y, w, classes, lam, fold))
@@ -156,13 +156,13 @@ def solve(
     return found.head
 
 
-def stratified_folds(y: Ints, folds: int, *, groups: Ints | None = None, seed: int = 0) -> Ints:
-    """Fold of each example, [n] in [0, folds): classes spread evenly, groups kept whole.
+def grouped_folds(n: int, folds: int, *, groups: Ints | None = None, seed: int = 0) -> Ints:
+    """Fold of each of n examples, in [0, folds): drawn at random, groups kept whole, folds as equal as these allow.
 
-    Units (groups, or single examples) are dealt in random order, the large ones first, each to the fold that has
-    fewest of its commonest class, then fewest examples.
+    Not stratified by class: folds that all have the class shares of these labels hold out rows that are more like the
+    rest than new ones will be. With 90 labels of CIFAR-10 that is 46 % right out of fold where new images give 41 %,
+    and a temperature that is too low by as much; drawn at random both are 41 %.
     """
-    n = len(y)
     rng = np.random.default_rng(seed)
     unit: Ints = np.arange(n, dtype=np.int64)
     if groups is not None:
@@ -170,17 +170,14 @@ def stratified_folds(y: Ints, folds: int, *, groups: Ints | None = None, seed: i
         unit[grouped] = n + groups[grouped]
     unit = np.unique(unit, return_inverse=True)[1].astype(np.int64)
     size = np.bincount(unit, minlength=1)
-    classes = int(y.max(initial=0)) + 1
-    per_unit = np.zeros((len(size), classes), np.int64)
-    np.add.at(per_unit, (unit, y), 1)
-    have = np.zeros((folds, classes), np.int64)
-    chosen = np.zeros(len(size), np.int64)
+    # In random order, the large ones first, each to the smallest fold: equal sizes, and no say of the classes.
     order = rng.permutation(len(size))
+    filled = np.zeros(folds, np.int64)
+    chosen = np.zeros(len(size), np.int64)
     for index in order[np.argsort(-size[order], kind="stable")].tolist():
-        common = int(per_unit[index].argmax())
-        fold = min(range(folds), key=lambda f: (have[f, common], have[f].sum(), f))
+        fold = int(filled.argmin())
         chosen[index] = fold
-        have[fold] += per_unit[index]
+        filled[fold] += size[index]
     return chosen[unit]
 
 

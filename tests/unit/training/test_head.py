@@ -7,9 +7,10 @@ from sklearn.linear_model import LogisticRegression
 
 from training import head as module
 from training.errors import NoTrainableExamples, TrainingDiverged
-from training.head import Start, fit_head, solve, stratified_folds
+from training.head import Start, fit_head, grouped_folds, solve
 from training.linear import Head, log_softmax, unit_rows
 from training.space import Space
+from uncertainty.linear_head import fit_linear_head
 
 
 def blobs(n, classes=3, width=12, seed=0, spread=1.0):
@@ -182,19 +183,36 @@ def test_noise_is_regularised_more_than_structure():
 
 
 # ---------------------------------------------------------------------- folds
-def test_folds_hold_each_class_evenly():
-    y = np.repeat([0, 1, 2], [50, 23, 5])
-    fold = stratified_folds(y, 5)
-    for label, total in enumerate([50, 23, 5]):
-        count = np.bincount(fold[y == label], minlength=5)
-        assert count.max() - count.min() <= 1
-        assert count.sum() == total
+def test_folds_are_equal_in_size_and_drawn_without_regard_to_class():
+    fold = grouped_folds(78, 5)
+    assert sorted(np.bincount(fold, minlength=5)) == [15, 15, 16, 16, 16]
+    # The class of an example says nothing about its fold: shares of a class vary between folds as chance has it.
+    y = np.repeat([0, 1], [60, 20])
+    counts = [np.bincount(grouped_folds(80, 5, seed=s)[y == 1], minlength=5) for s in range(400)]
+    chance = 16 * 0.25 * 0.75 * (80 - 16) / (80 - 1)  # variance of the hypergeometric distribution
+    assert np.var(np.array(counts)) == pytest.approx(chance, rel=0.1)
+
+
+def test_right_out_of_fold_is_right_on_new_examples():
+    """Not so with folds that share out the classes evenly: eight points too many here."""
+    found, new = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, 10, 660)
+        x = (0.45 * np.eye(10)[y] + 0.35 * rng.normal(size=(660, 10))).astype(np.float32)
+        fold = grouped_folds(60, 5, seed=seed)
+        for number in range(5):
+            seen = np.flatnonzero(fold != number)
+            head = fit_linear_head(x[seen], y[seen], 10, regularisation=0.3)
+            found.append((head.logits(x[:60][fold == number]).argmax(1) == y[:60][fold == number]).mean())
+            new.append((head.logits(x[60:]).argmax(1) == y[60:]).mean())
+    assert np.mean(found) == pytest.approx(np.mean(new), abs=0.02)
 
 
 def test_a_group_is_never_cut():
     rng = np.random.default_rng(0)
-    y, groups = rng.integers(0, 3, 200), rng.integers(-1, 30, 200)
-    fold = stratified_folds(y, 5, groups=groups)
+    groups = rng.integers(-1, 30, 200)
+    fold = grouped_folds(200, 5, groups=groups)
     for group in range(30):
         assert len(set(fold[groups == group])) <= 1
     assert set(fold[groups == -1]) == set(range(5)) or (groups == -1).sum() < 5
