@@ -113,7 +113,7 @@ def serve() -> None:
     """The web process, under gunicorn. Port, threads and the rest come from settings."""
     from .processes import package_path
 
-    _settings()
+    _known_strategy(_settings().strategy)  # here, since the web process itself never loads strategies
     root = Path(__file__).resolve().parents[1]
     os.environ["PYTHONPATH"] = package_path(os.environ.get("PYTHONPATH", ""))
     # The same process goes on as gunicorn, so whoever supervises us supervises it.
@@ -130,7 +130,7 @@ def worker(
 
     if fast_only and slow_only:
         raise fail("--fast-only and --slow-only exclude each other; without both, everything runs")
-    _settings()
+    _known_strategy(_settings().strategy)
     run_workers(roles(fast=not slow_only, slow=not fast_only))
 
 

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -224,11 +225,17 @@ def _picks(found: simulate.Round, pool: simulate.Oracle, where: Row) -> list[dic
 
 # ---------------------------------------------------------------------- files
 def refuse_foreign(out: Path) -> None:
-    """Raises: DataProblem: `out` is a file that no simulation wrote."""
+    """Raises: DataProblem: `out` is a file that no simulation wrote, or nothing can be written there."""
     if out.exists() and not settings_path(out).exists():
         raise DataProblem(
             f"{out} is there already and not one of ours ({settings_path(out).name} is missing). Give another --out."
         )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise DataProblem(f"nothing can be written to {out.parent}: {error.strerror}. Give another --out.") from None
 
 
 def _same_settings(out: Path, said: dict[str, Any]) -> None:

@@ -185,7 +185,8 @@ def _page(
         f"# What each strategy was worth: {csv_path.stem}",
         f"{told}. Intervals: 95 %, bootstrap over seeds; differences are paired by seed.",
         f"Area: {name} over the learning curve by trapezoids, divided by the range of labels. Target: {target:.3f}; "
-        "labels to it are read off straight lines between rounds, the median over seeds. The first round is the same "
+        "labels to it are read off straight lines between rounds where it is reached and not lost again in "
+        "the next, the median over seeds. The first round is the same "
         "for all strategies that need a model, since there is none yet."
         + (
             "" if frame["seed"].nunique() >= _ENOUGH_SEEDS else " **Few seeds: intervals are narrower than the truth.**"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from training import api as training
+
 from .connect import SECRET_HEADER, our_webhooks, webhook_secret
 from .dispatch import Dispatcher
 from .errors import BackendError, LabelStudioRejected, StoreUnavailable
@@ -77,6 +79,7 @@ def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> 
     yield "web process", lambda: _web(settings)
     yield "disk", lambda: _disk(settings)
     yield "representation", lambda: _weights(settings)
+    yield "strategy", lambda: _strategy(settings)
 
 
 def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -86,6 +89,13 @@ def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iter
     yield "sampling", lambda: _sampling(workshop.ls, project_id)
     yield "model version", lambda: _version(workshop, project_id)
     yield "import of predictions", lambda: _import(workshop, project_id)
+
+
+def _strategy(settings: Settings) -> str:
+    try:
+        return training.get_strategy(settings.strategy).summary
+    except LookupError as error:
+        raise _Bad(f"ASKFIRST_STRATEGY: {error}; `askfirst strategies` tells what each does") from error
 
 
 def _token(ls: LabelStudioClient) -> str:

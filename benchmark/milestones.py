@@ -24,11 +24,10 @@ from askfirst.simulation_report import interval, labels_to
 from training.simulate import Ground, Plan, Round, measure, replay, split
 from uncertainty.calibration import debiased_calibration_error, expected_calibration_error
 
-from .selection import FIRST_SEED, cell, load
+from .selection import DEFAULT, FIRST_SEED, cell, load
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = 0.95
-DEFAULT = "auto"
 ENOUGH = 100  # labels of the audit slice
 
 
@@ -40,7 +39,7 @@ def labels(features: Path, seeds: int) -> dict[str, Any]:
         ground = Ground.of(*split(oracle, 0.3, seed), seed)
         for strategy in (DEFAULT, "uherding", "random"):
             for audit_share in (0.1, 0.0):
-                rounds = list(replay(ground, Plan(strategy, batch=5, budget=200, seed=seed, audit_share=audit_share)))
+                rounds = list(replay(ground, Plan(strategy, batch=5, budget=150, seed=seed, audit_share=audit_share)))
                 bought = np.array([r.labels for r in rounds], np.float64)
                 right = np.array([_accuracy(r, ground) for r in rounds])
                 key = "a tenth in the audit slice" if audit_share else "every label trained on"

@@ -30,7 +30,7 @@ from .peers_calls import JOINTLY, NOTES, PEERS, K
 from .peers_data import MORE_IS_BETTER
 
 RESULTS = Path(__file__).parent / "results"
-LIMIT_S = {2_000: 60.0, 10_000: 60.0, 100_000: 90.0, 1_000_000: 120.0}
+LIMIT_S = {2_000: 60.0, 10_000: 30.0, 100_000: 40.0, 1_000_000: 60.0}
 SMALL = 2_000  # here only what peers cannot do with more
 FOR_SMALL = ("batchbald",)
 SHOWN = (10_000, 100_000, 1_000_000)

@@ -182,6 +182,14 @@ def test_settings_lists_every_setting_with_its_unit():
         assert row["unit"] in result.output
 
 
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_with_a_strategy_that_does_not_exist(command, monkeypatch):
+    monkeypatch.setenv("ASKFIRST_STRATEGY", "uherdin")
+    result = run(cli.app, [command])
+    assert result.exit_code == 1
+    assert "uherdin" in result.output and "uherding" in result.output
+
+
 def test_strategies_lists_every_strategy():
     from training import api
 

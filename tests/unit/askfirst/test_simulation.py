@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -266,3 +267,10 @@ def test_a_report_without_rows_says_what_to_run_first(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataProblem, match="not a CSV of"):
         simulation_report.read(tmp_path / "other.csv")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file.csv").write_text("")
+    for out in (tmp_path / "file.csv" / "x.csv", Path("/proc/x.csv")):
+        with pytest.raises(DataProblem, match="Give another --out"):
+            simulation.refuse_foreign(out)
