@@ -16,8 +16,10 @@ of the pool is from another data set, answered by a skip).
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -178,8 +180,50 @@ def page() -> str:
     lines += ["", *(f"{n} seeds: {', '.join(sorted(names))}." for n, names in sorted(counts.items(), reverse=True)), ""]
     notes = RESULTS / "notes.md"
     lines += notes.read_text().splitlines() if notes.exists() else []
-    lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_milestones(), *_scale(), ""])
+
+
+def _json(name: str) -> Any:
+    path = RESULTS.parent / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _milestones() -> list[str]:
+    """Tables of `benchmark.milestones`."""
+    lines = ["## Labels to 95 % on MNIST", "", "No weights from outside (`python -m benchmark.milestones labels`).", ""]
+    lines += ["| strategy | labels | median | worst |", "|---|---|---|---|"]
+    for strategy, by in _json("mnist_to_95.json").items():
+        lines += [f"| {strategy} | {key} | {v['median']:.0f} | {v['worst']:.0f} |" for key, v in by.items()]
+    found = _json("audit_calibration.json")
+    lines += [
+        "",
+        "## Calibration on the audit slice",
+        "",
+        "`python -m benchmark.milestones calibration`: once the slice",
+    ]
+    lines += ["holds a hundred labels. Fifteen bins of a hundred labels show an error for a perfect model too.", ""]
+    names = list(next(iter(found.values()), {}))
+    lines += ["| data | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [
+        f"| {data} | " + " | ".join(f"{v:.0f}" if isinstance(v, float) else v for v in values.values()) + " |"
+        for data, values in found.items()
+    ]
+    return [*lines, ""]
+
+
+def _scale() -> list[str]:
+    """Table of `benchmark.scale`."""
+    lines = [
+        "## A million examples",
+        "",
+        "`python -m benchmark.scale`: 1,000,000 x 384, a batch of 1,000, two cores.",
+        "",
+    ]
+    lines += ["| strategy | seconds | peak memory of the process, GB |", "|---|---|---|"]
+    for strategy, row in _json("scale.json").items():
+        shown = (row["failed"], "") if "failed" in row else (f"{row['seconds']:.0f}", f"{row['peak_gb']:.1f}")
+        lines.append(f"| {strategy} | {shown[0]} | {shown[1]} |")
+    return lines
 
 
 def _cell(table: pd.DataFrame, strategy: str) -> str:
