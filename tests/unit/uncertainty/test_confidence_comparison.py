@@ -62,7 +62,7 @@ def test_a_confidence_that_remembers_its_examples_gains_nothing():
         assert aurc(fit("memory", out, correct).of(out), correct) < 0.2  # perfect on what it saw
         assert found.best == "msp" and found.rivals["memory"].aurc > 0.9 * (1 - correct.mean())
     finally:
-        del confidence._CONFIDENCES["memory"]
+        del confidence._CONFIDENCES._known["memory"]
 
 
 def test_where_nothing_can_be_better_hardly_anything_is_claimed():
