@@ -46,7 +46,7 @@ def test_a_norm_that_helps_is_found_and_helps_on_fresh_examples():
     assert aurc(chosen, fresh_correct) < aurc(fresh.probabilities.max(1), fresh_correct)
 
 
-def test_a_confidence_that_remembers_its_examples_gains_nothing():
+def test_a_confidence_that_remembers_its_examples_gains_nothing(monkeypatch):
     def memory(out, parameter):
         return np.isin(out.probabilities[:, 0], seen[parameter]).astype(float)
 
@@ -55,14 +55,12 @@ def test_a_confidence_that_remembers_its_examples_gains_nothing():
         return len(seen) - 1
 
     seen = []
+    monkeypatch.setattr(confidence._CONFIDENCES, "_known", dict(confidence._CONFIDENCES._known))
     register_confidence(ConfidenceInfo("memory", memory, "what it saw", "", fit=remember))
-    try:
-        out, correct = stated(300)
-        found = compare(out, correct, names=["memory"])
-        assert aurc(fit("memory", out, correct).of(out), correct) < 0.2  # perfect on what it saw
-        assert found.best == "msp" and found.rivals["memory"].aurc > 0.9 * (1 - correct.mean())
-    finally:
-        del confidence._CONFIDENCES["memory"]
+    out, correct = stated(300)
+    found = compare(out, correct, names=["memory"])
+    assert aurc(fit("memory", out, correct).of(out), correct) < 0.2  # perfect on what it saw
+    assert found.best == "msp" and found.rivals["memory"].aurc > 0.9 * (1 - correct.mean())
 
 
 def test_where_nothing_can_be_better_hardly_anything_is_claimed():
