@@ -9,8 +9,9 @@ emptied Redis loses no pick. A line is written before the next order is served, 
 killed before it leaves the work to the next, one killed after it has done it. Nothing is written twice, since a line
 names task and order.
 
-A label is put down to the newest order that offered the task. That is what was seen, but for one who opened a task that
-was not among those counted as open, and sends it after a newer order placed it elsewhere.
+A label is put down to the newest order that offered the task, but for tasks that were open when a newer one took its
+place: those whose label was on its way, and as many of the next ones as people are at work. Who opened a task further
+down, and sends it after a newer order placed it elsewhere, is put down to that.
 """
 
 from __future__ import annotations
@@ -99,37 +100,77 @@ class PickLog:
         return len(found)
 
     # ------------------------------------------------------------------ what is offered
-    def before_serving(self, order: Order) -> None:
-        """Keep the picks that `order`, about to be served, tells nothing of: tasks that it calls pending, and those at
-        the front of the present one that it leaves out."""
-        offered = self._offered()
+    def before_serving(self, order: Order, sent: Collection[int] = (), people: int = 0) -> None:
+        """Keep the picks that `order`, about to be served, must not change: of tasks that it calls pending, of those at
+        the front of the present one that it leaves out, and of those that are open now.
+
+        Args:
+            sent: tasks with a label, or with word of one that nobody has read yet.
+            people: at work; each has one of the tasks open that come next in the present order.
+        """
         self._look_at_served()
+        self._keep(order, sent, people)
+
+    def after_serving(self, order: Order, sent: Collection[int] = (), people: int = 0) -> None:
+        """The same once more when `order` is served: people go on while Label Studio changes over."""
+        self._keep(order, sent, people)
+
+    def _keep(self, order: Order, sent: Collection[int], people: int) -> None:
+        offered = self._offered()
+        on_the_way, front = self._present(offered, sent)
+        open_now = {*on_the_way, *front[:people]}
         chosen = ~np.isnan(order.propensity)
-        told = set(order.ids[chosen].tolist())
-        front = [] if self._order is None else self._order.ids[:FRONT_KEPT].tolist()
+        told = set(order.ids[chosen].tolist()) - open_now
         kept = {}
         # A task that came back, after its label was deleted, has a line already and keeps no pick.
-        for task in [*offered, *front, *order.ids[order.reason == _PENDING].tolist()]:
+        for task in [*offered, *front, *order.ids[order.reason == _PENDING].tolist(), *on_the_way]:
             pick = None if task in told else self._resolve(task, offered)
             if pick is not None and self._logged.get(task) != pick.order:
                 kept[task] = pick
         self._write_offered(kept)
 
-    def moved(self, order: Order, front: Sequence[int], version: str) -> None:
+    def moved(
+        self, order: Order, front: Sequence[int], version: str, sent: Collection[int] = (), people: int = 0
+    ) -> None:
         """Note that `front` was put before all other tasks of the served `version`, as `order` has them; those pending
-        keep their picks, those moved earlier stand again where the version has them."""
+        or open keep their picks, those moved earlier stand again where the version has them.
+
+        Args:
+            sent, people: as `before_serving`.
+        """
         offered = self._offered()
         self._look_at_served()
+        on_the_way, waiting = self._present(offered, sent)
+        open_now = {*on_the_way, *waiting[:people]}
         rows = np.flatnonzero(np.isin(order.ids, np.asarray(front, np.int64)))
         row_of = dict(zip(order.ids[rows].tolist(), rows.tolist(), strict=True))
-        kept = {task: pick for task, pick in offered.items() if pick.order != version or task not in self._rows}
+        kept = {
+            task: pick
+            for task, pick in offered.items()
+            if pick.order != version or task not in self._rows or task in open_now
+        }
         for task in front:
             row = row_of.get(task)
-            if row is not None and not np.isnan(order.propensity[row]):
+            if row is not None and not np.isnan(order.propensity[row]) and task not in open_now:
                 kept[task] = _pick(order, row, version)
             elif (pick := self._resolve(task, offered)) is not None:
                 kept[task] = pick
         self._write_offered(kept)
+
+    def _present(self, offered: dict[int, Pick], sent: Collection[int]) -> tuple[list[int], list[int]]:
+        """Tasks of the present order: those labelled under it without a line yet, and the next ones that wait."""
+        if self._order is None:
+            return [], []
+        moved = [task for task, pick in offered.items() if pick.order == self._order.version]
+        on_the_way: list[int] = []
+        waiting: list[int] = []
+        for task in dict.fromkeys([*moved, *self._order.ids.tolist()]):
+            if task not in sent:
+                if len(waiting) < FRONT_KEPT:
+                    waiting.append(task)
+            elif self._logged.get(task) != self._order.version:
+                on_the_way.append(task)
+        return on_the_way, waiting
 
     # ------------------------------------------------------------------ files
     def _resolve(self, task: int, offered: dict[int, Pick]) -> Pick | None:

@@ -364,7 +364,7 @@ class Refresher:
         desk = self.desk
         # What is known of the order served so far goes into the log before another takes its place.
         self.picks.note(self.book.annotations, time.time())
-        self.picks.before_serving(order)
+        self.picks.before_serving(order, self._sent(), self.book.active_annotators())
         write_order(desk.home / SERVED_FILE, order.named(version))
         pushed = Pushed(
             version=version,
@@ -376,8 +376,13 @@ class Refresher:
             labels=len(self.book.classes(desk.config)),
         )
         after = QueuePusher(desk.workshop.ls, self._state).flip(desk.project, pushed)
+        self.picks.after_serving(order, self._sent(), self.book.active_annotators())
         desk.project = replace(after, created_at=desk.project.created_at)
         desk.workshop.remember(desk.project)
+
+    def _sent(self) -> set[int]:
+        """Tasks with an annotation, or with word of one that is not read yet."""
+        return self.book.annotations.keys() | self._state.dirty(self.desk.id).keys()
 
     def _front_in_place(self, order: Order, pushed: Pushed | None, *, all_of_it: bool) -> bool:
         """Change the front of the served full version in place, where imports are slow; False: not possible here.
@@ -398,7 +403,7 @@ class Refresher:
         front = list(base)[: FRONT_TASKS + self.book.active_annotators()]
         if not pusher.reorder_front(desk.id, pushed, base, front):
             return False
-        self.picks.moved(order, front, pushed.version)
+        self.picks.moved(order, front, pushed.version, self._sent(), self.book.active_annotators())
         # From now on the order served is that of the newer model, as far as annotators will get before the next one.
         write_pushed(
             self._state,

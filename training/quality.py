@@ -40,15 +40,17 @@ def quality_metrics(probabilities: Floats, labels: Ints, *, intervals: bool = Tr
     Returns:
         brier           squared distance to the truth, in [0, 2]
         ece_debiased    typical gap between confidence and accuracy (root mean square over 15 bins of equal mass, freed
-                        of its noise), from 30 labels on; ece_low, ece_high: its 95 % bootstrap interval
+                        of its noise), from 30 labels on; ece_low, ece_high: its 95 % bootstrap interval, from five
+                        right and five wrong answers on: without errors every resample looks as good
         aurc, augrc     area under the risk-coverage curve, and the generalised one, from 20 labels on; low is good
         e_aurc          aurc above that of a perfect ranking of as many errors
         auroc           chance that a right answer is surer than a wrong one, from five of each on; with auroc_low and
                         auroc_high
         coverage_at_95  largest share of the examples, surest first, with 95 % accuracy among them, from 20 labels on;
-                        with coverage_at_95_low and coverage_at_95_high, rough where the share is below a tenth
+                        with coverage_at_95_low and coverage_at_95_high, rough where the share is below a tenth, from
+                        five of each on likewise
     """
-    from uncertainty.calibration import brier_score, debiased_calibration_error, squared_calibration_error
+    from uncertainty.calibration import brier_score, squared_calibration_error
     from uncertainty.intervals import reflected_interval
     from uncertainty.resamples import Resamples
     from uncertainty.selective import augrc, aurc, auroc, auroc_interval, coverage_at_accuracy, excess_aurc
@@ -74,30 +76,29 @@ def quality_metrics(probabilities: Floats, labels: Ints, *, intervals: bool = Tr
         return found
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == y
-    resamples = Resamples.draw(n, resamples=_RESAMPLES) if intervals else None
+    enough = min(int(right.sum()), int((~right).sum())) >= FEWEST_OF_EACH
     found |= {
         "aurc": aurc(confidence, right),
         "e_aurc": excess_aurc(confidence, right),
         "augrc": augrc(confidence, right),
+        "auroc": auroc(confidence, right) if enough else None,
         "coverage_at_95": coverage_at_accuracy(confidence, right, ACCEPTED_ACCURACY),
     }
-    if resamples is not None:
-        draws = resamples.coverage_at_accuracy(confidence, right, ACCEPTED_ACCURACY)
-        low, high = np.nanquantile(draws, [0.025, 0.975])
-        found |= {"coverage_at_95_low": float(low), "coverage_at_95_high": float(high)}
-    if min(int(right.sum()), int((~right).sum())) >= FEWEST_OF_EACH:
-        found["auroc"] = auroc(confidence, right)
-        if intervals:
-            found["auroc_low"], found["auroc_high"] = auroc_interval(confidence, right)
+    square = squared_calibration_error(probabilities, y)
     if n >= FEWEST_FOR_BINS:
-        found["ece_debiased"] = _number(debiased_calibration_error(probabilities, y))
-        if resamples is not None and found["ece_debiased"] is not None:
-            square = squared_calibration_error(probabilities, y)
-            draws = resamples.squared_calibration_error(probabilities, y)
-            # Copies of one example in a resample push its square up; roots are taken of the ends, as those of single
-            # draws would crowd at 0.
-            ends = reflected_interval(square, draws - (np.nanmean(draws) - square), bounds=(0, 1))
-            found["ece_low"], found["ece_high"] = (float(np.sqrt(end)) for end in ends)
+        found["ece_debiased"] = None if np.isnan(square) else float(np.sqrt(max(0.0, square)))
+    if not (intervals and enough):
+        return found
+    resamples = Resamples.draw(n, resamples=_RESAMPLES)
+    found["auroc_low"], found["auroc_high"] = auroc_interval(confidence, right)
+    draws = resamples.coverage_at_accuracy(confidence, right, ACCEPTED_ACCURACY)
+    found["coverage_at_95_low"], found["coverage_at_95_high"] = map(float, np.nanquantile(draws, [0.025, 0.975]))
+    if found["ece_debiased"] is not None:
+        draws = resamples.squared_calibration_error(probabilities, y)
+        # Copies of one example in a resample push its square up; roots are taken of the ends, as those of single draws
+        # would crowd at 0.
+        ends = reflected_interval(square, draws - (np.nanmean(draws) - square), bounds=(0, 1))
+        found["ece_low"], found["ece_high"] = (float(np.sqrt(end)) for end in ends)
     return found
 
 
@@ -208,7 +209,3 @@ def agreement(asked: Floats, predicted: Ints, known: Floats, labels: Ints) -> ND
 def reference_rows(m: int) -> Ints:
     """At most 1,000 of m labelled examples for `agreement`, the same ones for the same m, sorted."""
     return np.sort(np.random.default_rng(0).permutation(m)[:_REFERENCE])
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value

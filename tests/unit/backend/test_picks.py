@@ -50,10 +50,9 @@ def desk(tmp_path):
         def worker(self):
             return PickLog(self.home, self.home / "served.npz")
 
-        def serve(self, served, annotated=(), log=None):
-            log = log or self.log
-            log.note(set(annotated), 1.0)
-            log.before_serving(served)
+        def serve(self, served, annotated=(), sent=(), people=0):
+            self.log.note(set(annotated), 1.0)
+            self.log.before_serving(served, {*annotated, *sent}, people)
             write_order(self.home / "served.npz", served)
 
         def lines(self):
@@ -114,6 +113,57 @@ def test_a_task_that_is_asked_for_again_counts_from_where_it_stands_now(desk):
     desk.serve(order("v2", [9, 8, 7]))
     desk.log.note({7}, 1.0)
     assert desk.lines() == [(7, "v2", 3, "uncertain")]
+
+
+def test_a_label_on_its_way_belongs_to_the_order_it_was_given_under(desk):
+    desk.serve(order("v1", [7, 8, 9, 10]))
+    # While v2 was made 8 was labelled: word of it is there, and v2 has it at the front.
+    desk.serve(order("v2", [8, 10, 9, 7]), sent={8})
+    desk.log.note({8, 10}, 1.0)
+    assert desk.lines() == [(8, "v1", 2, "uncertain"), (10, "v2", 2, "uncertain")]
+
+
+def test_a_label_given_while_label_studio_changes_over_belongs_to_the_order_before(desk):
+    desk.serve(order("v1", [7, 8, 9]))
+    newer = order("v2", [9, 8])
+    desk.serve(newer, {7})
+    desk.log.after_serving(newer, sent={7, 8}, people=1)
+    desk.log.note({7, 8, 9}, 1.0)
+    assert sorted(desk.lines()) == [(7, "v1", 1, "uncertain"), (8, "v1", 2, "uncertain"), (9, "v1", 3, "uncertain")]
+
+
+def test_the_next_tasks_are_open_with_those_at_work(desk):
+    desk.serve(order("v1", [7, 8, 9, 10]))
+    desk.serve(order("v2", [10, 9, 8]), {7}, people=2)
+    desk.log.note({7, 8, 9, 10}, 1.0)
+    assert desk.lines() == [
+        (7, "v1", 1, "uncertain"),
+        (8, "v1", 2, "uncertain"),
+        (9, "v1", 3, "uncertain"),
+        (10, "v2", 1, "uncertain"),
+    ]
+
+
+def test_far_down_a_long_order_the_next_tasks_are_still_known(desk):
+    desk.serve(order("v1", list(range(1000))))
+    desk.serve(order("v2", [998, 999]), range(997), people=1)
+    desk.log.note(range(1000), 1.0)
+    assert desk.lines()[-3:] == [
+        (997, "v1", 998, "uncertain"),
+        (998, "v2", 1, "uncertain"),
+        (999, "v2", 2, "uncertain"),
+    ]
+
+
+def test_a_front_moved_in_place_leaves_what_is_open(desk):
+    desk.serve(order("v1", [1, 2, 3, 4, 5]))
+    desk.log.moved(order("", [2, 5, 3], model="g2"), [2, 5, 3], "v1", {1, 3}, 1)
+    desk.log.note({2, 3, 5}, 1.0)
+    assert {(p.task, p.pick.model, p.pick.place) for p in read_picks(desk.home)} == {
+        (2, "g1", 2),
+        (3, "g1", 3),
+        (5, "g2", 2),
+    }
 
 
 def test_what_we_never_asked_for_has_no_line(desk):

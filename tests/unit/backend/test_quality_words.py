@@ -62,6 +62,13 @@ def test_nothing_is_said_where_nothing_is_known():
     assert quality_sentences(older, None) == ()
 
 
+def test_without_an_interval_a_number_is_not_told():
+    none = dict.fromkeys(
+        ("ece_low", "ece_high", "auroc_low", "auroc_high", "coverage_at_95_low", "coverage_at_95_high")
+    )
+    assert list(said(metrics=none)) == ["labels left"]
+
+
 def test_no_share_of_the_surest_is_told_as_that():
     text = said(metrics={"coverage_at_95": 0.0, "coverage_at_95_low": 0.0, "coverage_at_95_high": 0.2})["errors"]
     assert "no share of the surest is 95 % right" in text

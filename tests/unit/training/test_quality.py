@@ -73,6 +73,13 @@ def test_with_few_labels_little_is_told(n, told):
     assert found.keys() == quality_metrics(*stated(100)[1:]).keys()
 
 
+def test_a_model_that_was_always_right_gets_no_interval_that_claims_it_will_be():
+    _, p, _ = stated(60, spread=8)
+    found = quality_metrics(p, p.argmax(1))
+    assert found["coverage_at_95"] == 1.0 and found["ece_debiased"] is not None
+    assert {value for name, value in found.items() if name.endswith(("_low", "_high"))} == {None}
+
+
 def test_four_errors_do_not_tell_how_well_errors_are_found():
     _, p, _ = stated(100)
     right = p.argmax(1)
