@@ -27,7 +27,7 @@ class Epoch:
     epoch: int  # from 1; 0: before the first step
     epochs: int
     loss: float | None  # mean over the steps; None before the first
-    held_out: float | None  # loss on the held-out examples, smaller is better; None if there are none
+    held_out: float | None  # loss on the held-out examples at the best temperatures, smaller is better; None without
     metrics: Mapping[str, float] = field(default_factory=dict)  # by head: share right, or root mean square error
     best: bool = False  # the best so far
     images_per_s: float = 0.0

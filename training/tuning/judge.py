@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from .events import Epoch
 from .heads import Examples, targets_of
-from .losses import HeadLoss, Objective
+from .losses import HeadLoss
 from .net import TunedNet
 from .pictures import Pictures
 from .result import encoded_inputs, frozen_features
@@ -20,7 +19,11 @@ _Known = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]  # features [n, D];
 
 
 class Judge:
-    """Looks at whole pictures, in eval mode, without smoothing."""
+    """Looks at whole pictures, in eval mode.
+
+    The loss is what the answers cost at each head's best temperature: a network grows too sure long before it stops to
+    learn, and that is mended afterwards by one number (Berta et al. 2025, arXiv:2501.19195).
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Judge:
         threads: int,
     ) -> None:
         """`inputs`: width of each extra input; `threads`: that resize pictures ahead."""
-        self._losses = tuple(replace(loss, smoothing=0.0) for loss in losses)
+        self._losses = tuple(losses)
         self._train, self._held_out = train, held_out
         self._pictures, self._size, self._inputs, self._threads = pictures, input_size, inputs, threads
 
@@ -42,7 +45,10 @@ class Judge:
         if not len(self._held_out):
             return Epoch(epoch, epochs, loss, None)
         outputs, targets, shares = self._answers(net, self._held_out)
-        total, _ = Objective(self._losses)(outputs, targets, shares, torch.zeros(len(self._losses)))
+        total = sum(
+            head.spec.weight * head.best_temperature(output, targets[head.spec.name], shares[head.spec.name])[1]
+            for head, output in zip(self._losses, outputs, strict=True)
+        )
         metrics = {
             head.spec.name: _right(head, output, targets[head.spec.name], shares[head.spec.name])
             for head, output in zip(self._losses, outputs, strict=True)
@@ -58,16 +64,24 @@ class Judge:
         """As `training_features`, of the held-out examples; None if there are none."""
         return self._known(trunk, self._held_out) if len(self._held_out) else None
 
-    def number_errors(self, net: TunedNet) -> dict[str, float]:
-        """Root mean square error of heads of kind "number": on the held-out examples, or the training ones."""
-        if all(head.spec.kind != "number" for head in self._losses):
-            return {}
+    def temperatures_and_errors(self, net: TunedNet) -> tuple[dict[str, float], dict[str, float]]:
+        """By head: the best temperature on the held-out examples, 1 without; and a number's root mean square error.
+
+        The errors are those of the training examples where nothing is held out.
+        """
+        numbers = any(head.spec.kind == "number" for head in self._losses)
+        temperatures = {head.spec.name: 1.0 for head in self._losses if head.spec.kind != "number"}
+        if not len(self._held_out) and not numbers:
+            return temperatures, {}
         outputs, targets, shares = self._answers(net, self._held_out if len(self._held_out) else self._train)
-        return {
-            head.spec.name: _right(head, output, targets[head.spec.name], shares[head.spec.name])
-            for head, output in zip(self._losses, outputs, strict=True)
-            if head.spec.kind == "number"
-        }
+        errors = {}
+        for head, output in zip(self._losses, outputs, strict=True):
+            name = head.spec.name
+            if head.spec.kind == "number":
+                errors[name] = _right(head, output, targets[name], shares[name])
+            elif len(self._held_out):
+                temperatures[name], _ = head.best_temperature(output, targets[name], shares[name])
+        return temperatures, errors
 
     def _known(self, trunk: torch.nn.Module, examples: Examples) -> _Known:
         device = next(trunk.parameters()).device

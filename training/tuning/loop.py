@@ -188,7 +188,7 @@ def tune(
                 progress.part_size, progress.seconds = update.part_size, seconds()
                 checkpoint.save(folder, key, progress)
         load_weights(judged, progress.best)
-        errors = judge.number_errors(judged)
+        temperatures, errors = judge.temperatures_and_errors(judged)
 
     return Tuned(
         architecture=start.name,
@@ -198,6 +198,7 @@ def tune(
         losses=losses,
         inputs=widths,
         state=progress.best,
+        temperatures=temperatures,
         number_error=errors,
         history=tuple(progress.history),
         best_epoch=progress.best_epoch,

@@ -19,6 +19,10 @@ from .heads import Floats, HeadSpec, Targets
 from .settings import Loss
 
 TENSORS = ("shift", "class_weight", "to_labels", "to_uniform")  # of a `HeadLoss`
+FEWEST_FOR_TEMPERATURE = 20  # answers: fewer say little about how sure a network should be
+TEMPERATURES = tuple(
+    float(t) for t in np.geomspace(0.25, 8, 41)
+)  # steps of 9 %: finer ones change no digit that counts
 _FEWEST = 0.5  # labels that a class without any counts as: its logarithm must be finite
 _SURE = 1e-6  # a teacher's probability of 0 or 1 is brought this near: its logarithm must be finite
 
@@ -83,10 +87,23 @@ class HeadLoss:
         soft = targets * (1 - self.smoothing) + self.smoothing / self.spec.width
         return -(self.class_weight * soft * F.log_softmax(z, 1)).sum(1)
 
-    def log_probabilities(self, outputs: Tensor, *, uniform: bool = False) -> Tensor:
+    def log_probabilities(self, outputs: Tensor, *, uniform: bool = False, temperature: float = 1.0) -> Tensor:
         """[B, C]; of each class by itself for kind "multiple". For classes as frequent as the labels, or `uniform`."""
-        z = outputs + (self.to_uniform if uniform else self.to_labels)
+        z = (outputs + (self.to_uniform if uniform else self.to_labels)) / temperature
         return F.logsigmoid(z) if self.spec.kind == "multiple" else F.log_softmax(z, 1)
+
+    def surprise(self, outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        """What the answers cost under the stated probabilities, without weights and smoothing: [B], nats.
+
+        Half the square for a number, in units of its spread.
+        """
+        if self.spec.kind == "number":
+            return self.rows(outputs, targets)
+        log_p = self.log_probabilities(outputs, temperature=temperature)
+        if self.spec.kind != "multiple":
+            return -(targets * log_p).sum(1)
+        against = F.logsigmoid(-(outputs + self.to_labels) / temperature)
+        return -(targets * log_p + (1 - targets) * against).mean(1)
 
     def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """KL from a teacher's probabilities to ours, both softened, times the square of the temperature: [B], nats.
@@ -102,6 +119,18 @@ class HeadLoss:
             return temperature**2 * (each - entropy)
         theirs = F.softmax(teacher.log() / temperature, 1)
         return temperature**2 * F.kl_div(F.log_softmax(z, 1), theirs, reduction="none").sum(1)
+
+    def best_temperature(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[float, float]:
+        """The temperature at which answers cost least, and what they cost; 1 for a number and for few answers.
+
+        Args:
+            shares: [B], weights of the examples, adding up to 1.
+        """
+        found = [(float((shares * self.surprise(outputs, targets)).sum()), 1.0)]
+        if self.spec.kind != "number" and int((shares > 0).sum()) >= FEWEST_FOR_TEMPERATURE:
+            found += [(float((shares * self.surprise(outputs, targets, t)).sum()), t) for t in TEMPERATURES]
+        cost, temperature = min(found)
+        return temperature, cost
 
     def standardised(self, values: Floats) -> NDArray[np.float32]:
         """Targets in the units of the outputs."""

@@ -50,8 +50,7 @@ def fit_heads(
             if held_out is not None:
                 theirs, wanted, weight = held_out
                 with torch.no_grad():
-                    rows = loss.rows(head((theirs - centre) / spread), wanted[name])
-                error = float((weight[name] * rows).sum())
+                    _, error = loss.best_temperature(head((theirs - centre) / spread), wanted[name], weight[name])
             if best is None or error < best[0]:
                 best = error, {key: value.clone() for key, value in head.state_dict().items()}
         assert best is not None

@@ -51,6 +51,9 @@ class Tuned:
     losses: tuple[HeadLoss, ...]  # each with its head
     inputs: Mapping[str, int]  # width of each extra input
     state: Mapping[str, Tensor]  # of `TunedNet`, on the CPU
+    temperatures: Mapping[
+        str, float
+    ]  # by head: what outputs are divided by for probabilities; fitted if anything was held out
     number_error: Mapping[str, float]  # root mean square error by head of kind "number", held out if anything was
     history: tuple[Epoch, ...] = ()
     best_epoch: int = 0  # whose weights these are; 0: heads on frozen features
@@ -99,7 +102,7 @@ class Tuned:
             "held_out": [int(example) for example in self.held_out],
             "unreadable": {str(example): reason for example, reason in self.unreadable.items()},
         }
-        kept = ("inputs", "number_error", "best_epoch", "reason", "precision", "note")
+        kept = ("inputs", "temperatures", "number_error", "best_epoch", "reason", "precision", "note")
         write_json(folder / "heads.json", about | {name: getattr(self, name) for name in kept})
         return path
 
@@ -136,6 +139,7 @@ def load(folder: Path) -> Tuned:
         tuple(losses),
         about["inputs"],
         state | rest | scaling,
+        about["temperatures"],
         about["number_error"],
         tuple(Epoch(**epoch) for epoch in about["history"]),
         about["best_epoch"],
@@ -189,7 +193,8 @@ def predict(
             mean = output[:, 0].numpy() * loss.spread + loss.centre
             numbers[name] = np.stack([mean, np.full(n, tuned.number_error[name])], 1).astype(np.float32)
         else:
-            found[name] = loss.log_probabilities(output, uniform=uniform).numpy()
+            temperature = tuned.temperatures[name]
+            found[name] = loss.log_probabilities(output, uniform=uniform, temperature=temperature).numpy()
     return Answers(found, numbers, features.numpy())
 
 

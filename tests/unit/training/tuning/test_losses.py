@@ -132,6 +132,28 @@ def test_a_student_that_equals_its_teacher_has_no_divergence():
     assert single.divergence(z, single.log_probabilities(z).exp(), 2.0).abs().max() < 1e-5
 
 
+def test_the_best_temperature_makes_too_sure_answers_as_sure_as_they_may_be():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(4000, 3)) * 2
+    labels = np.array([rng.choice(3, p=np.exp(row)) for row in log_softmax(z, 1)])
+    head = HeadLoss.of(ABC, Targets(one_hot(labels, 3), np.ones(4000, bool)), "plain", 0.1)
+    y, shares = torch.from_numpy(one_hot(labels, 3)), torch.full((4000,), 1 / 4000)
+    temperature, cost = head.best_temperature(torch.from_numpy(3 * z).float(), y, shares)
+    assert temperature == pytest.approx(3, rel=0.1)
+    assert cost == pytest.approx(-log_softmax(z, 1)[np.arange(4000), labels].mean(), rel=0.01)
+    assert head.best_temperature(torch.from_numpy(3 * z[:10]).float(), y[:10], shares[:10] * 400)[0] == 1
+
+
+def test_the_surprise_of_several_classes_is_their_mean_cross_entropy():
+    y = (RNG.uniform(size=(N, 2)) < 0.3).astype(np.float32)
+    z = RNG.normal(size=(N, 2))
+    head = HeadLoss.of(TAGS, Targets(y, np.ones(N, bool)), "plain", 0.1)
+    p = expit(z / 2)
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(1)
+    found = head.surprise(torch.from_numpy(z).float(), torch.from_numpy(y), 2.0)
+    assert found.numpy() == pytest.approx(expected, rel=1e-4)
+
+
 def joint(answered, log_variance, weight=1.0):
     """Two heads of which one is answered by some rows only."""
     y = (RNG.uniform(size=(N, 2)) < 0.3).astype(np.float32)
