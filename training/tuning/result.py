@@ -51,9 +51,7 @@ class Tuned:
     losses: tuple[HeadLoss, ...]  # each with its head
     inputs: Mapping[str, int]  # width of each extra input
     state: Mapping[str, Tensor]  # of `TunedNet`, on the CPU
-    temperatures: Mapping[
-        str, float
-    ]  # by head: what outputs are divided by for probabilities; fitted if anything was held out
+    temperatures: Mapping[str, float]  # by head, for probabilities; fitted on what was held out
     number_error: Mapping[str, float]  # root mean square error by head of kind "number", held out if anything was
     history: tuple[Epoch, ...] = ()
     best_epoch: int = 0  # whose weights these are; 0: heads on frozen features
