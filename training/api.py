@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
-from .evaluate import Comparison, audit_is_enough, audit_metrics, compare
+from .evaluate import audit_is_enough, audit_metrics
+from .gate import Comparison, compare, squared_distances
 from .pool_labels import audit_mask, embedded_labels, error_ranking, rows_of_labels
 from .pool_view import SELECTION_DIMS, PoolView
 from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking, set_metrics
@@ -275,16 +276,21 @@ class ProjectModel:
         )
 
     def compare(self, candidate: str, live: str, audit: LabelledSet) -> Comparison:
-        """Paired test of two versions on audit labels that both can predict."""
+        """Paired test of two versions on audit labels that both can predict; their classes may differ.
+
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
         ids = as_ids(list(audit.labels))
-        truth = np.array([audit.classes[index] for index in audit.labels.values()], dtype=object)
+        names = [audit.classes[index] for index in audit.labels.values()]
         sides = []
         for version in (candidate, live):
             predictions = self.predict(version, ids)
-            names = np.array(self._load(version).info.classes, dtype=object)
-            sides.append((predictions.known, names[predictions.probabilities.argmax(axis=1)] == truth))
+            column = {name: index for index, name in enumerate(self._load(version).info.classes)}
+            truth = np.array([column.get(name, -1) for name in names], np.int64)
+            right = predictions.probabilities.argmax(axis=1) == truth
+            sides.append((predictions.known, right, squared_distances(predictions.probabilities, truth)))
         both = sides[0][0] & sides[1][0]
-        return compare(sides[0][1][both], sides[1][1][both])
+        return compare(sides[0][1][both], sides[1][1][both], sides[0][2][both], sides[1][2][both])
 
     # ------------------------------------------------------------------ predicting
     def predict(self, version: str, example_ids: Sequence[int] | Ids) -> Predictions:
