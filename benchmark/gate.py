@@ -20,7 +20,7 @@ from training.gate import LEVEL, compare, squared_distances
 
 RESULTS = Path(__file__).parent / "results" / "gate.json"
 CLASSES = 7
-SIZES = (50, 100, 300, 1000)  # audit labels
+SIZES = (10, 20, 50, 100, 300, 1000)  # audit labels
 # Name -> (shift of the logit of the true class, factor of all logits). 0 and 1: as good.
 PLANTED = {
     "as good": (0.0, 1.0),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
 from .evaluate import audit_is_enough, audit_metrics
-from .gate import Comparison, compare, squared_distances
+from .gate import Comparison, Verdict, compare, decide, squared_distances
 from .pool_labels import audit_mask, embedded_labels, error_ranking, rows_of_labels
 from .pool_view import SELECTION_DIMS, PoolView
 from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking, set_metrics
@@ -62,6 +62,7 @@ __all__ = [
     "StrategyInfo",
     "TrainingError",
     "UnreadableImage",
+    "Verdict",
     "VersionInfo",
     "VersionMissing",
     "get_strategy",
@@ -291,6 +292,27 @@ class ProjectModel:
             sides.append((predictions.known, right, squared_distances(predictions.probabilities, truth)))
         both = sides[0][0] & sides[1][0]
         return compare(sides[0][1][both], sides[1][1][both], sides[0][2][both], sides[1][2][both])
+
+    def judge(self, candidate: str, audit: LabelledSet) -> Verdict:
+        """The gate: promote `candidate` unless it is worse than the live version beyond chance; keeps the verdict.
+
+        Args:
+            audit: held-out labels of now, which neither was trained on.
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
+        live = self._versions.live()
+        if live is not None and live.id == candidate:
+            return self._versions.verdict(candidate) or decide(None, candidate)
+        compared = None if live is None else self.compare(candidate, live.id, audit)
+        verdict = decide(compared, None if live is None else live.id)
+        self._versions.write_verdict(candidate, verdict)
+        if verdict.promoted:
+            self._versions.promote(candidate)
+        return verdict
+
+    def verdict(self, version: str) -> Verdict | None:
+        """What the gate decided on a version; None if it was never asked."""
+        return self._versions.verdict(version)
 
     # ------------------------------------------------------------------ predicting
     def predict(self, version: str, example_ids: Sequence[int] | Ids) -> Predictions:
