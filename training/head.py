@@ -114,7 +114,8 @@ def fit_head(
         fold = grouped_folds(n, FOLDS, groups=groups() if groups else None, seed=seed)
         if shrunk or n >= 2 * lam_labels:
             lam, lam_labels = _search(z, y, w, classes, fold, seed, around=lam if lam_labels else None), n
-        logits = _held_out(z, fold, classes, _fold_solutions(z, y, w, classes, lam, fold))
+        # As exact as the head that T is for: a fold that stops early is flatter, and T would come out too low.
+        logits = _held_out(z, fold, classes, _fold_solutions(z, y, w, classes, lam, fold, gradient=_GRADIENT))
         temperature, temperature_labels = _fit_temperature(logits, y), n
         nll = _nll(logits / temperature, y)
 
@@ -209,14 +210,21 @@ def _search(z: Floats, y: Ints, w: Doubles, classes: int, fold: Ints, seed: int,
 
 
 def _fold_solutions(
-    z: Floats, y: Ints, w: Doubles, classes: int, lam: float, fold: Ints, starts: list[_Solution] | None = None
+    z: Floats,
+    y: Ints,
+    w: Doubles,
+    classes: int,
+    lam: float,
+    fold: Ints,
+    starts: list[_Solution] | None = None,
+    gradient: float = _ROUGH,
 ) -> list[_Solution]:
     # A fold never starts from a solution that saw what it holds out: stopping early would leak it.
     solutions = []
     for number in range(FOLDS):
         seen = fold != number
         start = starts[number] if starts else _Solution.zero(z.shape[1], classes)
-        solutions.append(solve(z[seen], y[seen], w[seen], classes, lam, start, _ROUGH))
+        solutions.append(solve(z[seen], y[seen], w[seen], classes, lam, start, gradient))
     return solutions
 
 
