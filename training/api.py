@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .answers import HeadAnswers, outputs_of
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
-from .evaluate import Comparison, audit_is_enough, audit_metrics, compare
-from .pool_labels import audit_mask, embedded_labels, error_ranking, rows_of_labels
-from .pool_view import SELECTION_DIMS, PoolView
-from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking, set_metrics
+from .evaluate import Comparison, audit_is_enough, compare
+from .joint import Asking, Shown, as_log_probabilities, join, ranking_of_heads
+from .pool_labels import audit_mask, rows_of_labels
+from .pool_view import PoolView
+from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking
 from .ranking import (
     REASONS,
     AuditStream,
@@ -36,17 +38,25 @@ from .ranking import (
     unread_only,
 )
 from .representation import ModelSpec, Representation, Representations
+from .targets import HeadLabels, HeadSpec, Kind, Target
 from .values import EmbedReport, Example, LabelledSet, PossibleLabels, Predictions
-from .versions import FitState, StoredVersion, VersionContent, VersionInfo, VersionStore
+from .version_values import HeadInfo, StoredHead, StoredVersion, VersionContent, VersionInfo
+from .versions import VersionStore
 
 __all__ = [
     "REASONS",
+    "Asking",
     "AuditStream",
     "Comparison",
     "DataError",
     "EmbedReport",
     "ErrorRanking",
     "Example",
+    "HeadAnswers",
+    "HeadInfo",
+    "HeadLabels",
+    "HeadSpec",
+    "Kind",
     "LabelledSet",
     "ModelSpec",
     "NoTrainableExamples",
@@ -58,7 +68,9 @@ __all__ = [
     "Ranking",
     "Representation",
     "Shares",
+    "Shown",
     "StrategyInfo",
+    "Target",
     "TrainingError",
     "UnreadableImage",
     "VersionInfo",
@@ -71,7 +83,7 @@ __all__ = [
 Ids = NDArray[np.int64]
 _AUDIT_SHARE = 0.1  # of all places in the order, while the audit slice is too small to say much
 _HEADS_IN_MEMORY = 4
-_DUPLICATE = 0.98  # cosine above which labelled examples share a fold
+_AS_ANY = Asking()
 
 
 class StrategyInfo(Protocol):
@@ -217,61 +229,40 @@ class ProjectModel:
             NoTrainableExamples, LabelSpaceChanged: the two sets are for different classes;
             DataError: a label is not in `classes`; TrainingDiverged.
         """
-        from .blas import one_thread
-        from .head import Start, fit_head
-
         if audit.classes != labelled.classes:
             raise LabelSpaceChanged(
                 set(labelled.classes) - set(audit.classes), set(audit.classes) - set(labelled.classes)
             )
-        classes = labelled.classes
+        spec = HeadSpec(classes=labelled.classes)
+        heads = [HeadLabels(spec, labelled.labels, audit.labels, labelled.weights)]
+        return self.fit_heads(heads, generation=generation, source=source)
+
+    def fit_heads(self, heads: Sequence[HeadLabels], *, generation: int, source: dict[str, Any]) -> VersionInfo:
+        """Fit a head for each question, measure each on its own audit labels, store them as one candidate version.
+
+        An example that one question knows nothing of is left out there alone.
+
+        Args:
+            heads: at least one; names are distinct.
+            generation, source: as `fit`.
+        Raises:
+            NoTrainableExamples: no question has a label of an embedded example; DataError: a target that is no answer
+            to its question; TrainingDiverged.
+        """
+        from .blas import one_thread
+        from .head_fits import embedded, fit_heads
+
         view = self._current_view()
-        train = {} if view is None else embedded_labels(view, labelled, leave_out=audit.labels)
-        if view is None or not train:
-            raise NoTrainableExamples(labelled=len(labelled.labels), embedded=len(train))
-        held_out = embedded_labels(view, audit, leave_out={})
+        known = [embedded(view, labels) for labels in heads]
+        if view is None or not any(labels.train for labels in known):
+            raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
         representation = self.representation()
         assert representation is not None
-        space = view.space()
-        features = view.rows(as_ids(list(train)))
-        weights = None if labelled.weights is None else [labelled.weights.get(i, 1.0) for i in train]
-
-        def groups() -> Ids:
-            from uncertainty.duplicates import near_duplicate_groups
-
-            return near_duplicate_groups(space.reduced(features, SELECTION_DIMS), _DUPLICATE)
-
-        before = self._start(representation.id, classes)
-        measured = as_ids(list(held_out))
-        truth = np.array(list(held_out.values()), np.int64)
+        starts = self._starts(representation.id, [labels.spec for labels in known])
         with one_thread():
-            fit = fit_head(
-                features,
-                list(train.values()),
-                len(classes),
-                space,
-                weights=weights,
-                groups=groups,
-                start=None if before is None else Start(before.head, **vars(before.state)),
-            )
-            logits = fit.head.logits(view.rows(measured))
-            probabilities = np.exp(fit.head.log_probabilities(logits))
-            metrics = audit_metrics(probabilities, truth) | set_metrics(probabilities, truth)
-            ranking = error_ranking(view, logits, fit.head.temperature, held_out, train)
+            fitted = fit_heads(view, known, starts)
         return self._versions.write(
-            VersionContent(
-                generation=generation,
-                classes=classes,
-                head=fit.head,
-                state=FitState(fit.regularisation, fit.regularisation_labels, fit.temperature_labels),
-                labels=train,
-                weights=None if labelled.weights is None else {i: labelled.weights.get(i, 1.0) for i in train},
-                audit=held_out,
-                metrics=metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
-                representation=representation.id,
-                source=source,
-                error_ranking=ranking,
-            )
+            VersionContent.of(fitted, generation=generation, representation=representation.id, source=source)
         )
 
     def compare(self, candidate: str, live: str, audit: LabelledSet) -> Comparison:
@@ -288,21 +279,40 @@ class ProjectModel:
 
     # ------------------------------------------------------------------ predicting
     def predict(self, version: str, example_ids: Sequence[int] | Ids) -> Predictions:
-        """Calibrated class probabilities of embedded examples.
+        """Calibrated class probabilities of embedded examples, by the first head.
 
         Raises:
             VersionMissing, CheckpointCorrupt.
         """
         stored = self._load(version)
         ids = as_ids(example_ids)
-        view = self._view(stored.info.representation)
-        known = view.table.known(ids)
-        if not known.all() and view.refresh():
-            known = view.table.known(ids)
+        view, known = self._known(stored, ids)
         probabilities = np.zeros((len(ids), stored.head.classes), np.float32)
         if known.any():
             probabilities[known] = stored.head.probabilities(view.rows(ids[known]))
         return Predictions(ids, probabilities, known)
+
+    def predict_heads(self, version: str, example_ids: Sequence[int] | Ids) -> tuple[HeadAnswers, ...]:
+        """What each head of a version answers, in the order asked for; none where an example is not embedded.
+
+        Raises:
+            VersionMissing, CheckpointCorrupt.
+        """
+        stored = self._load(version)
+        ids = as_ids(example_ids)
+        view, known = self._known(stored, ids)
+        places = np.flatnonzero(known)
+        rows = view.rows(ids[known]) if len(places) else np.empty((0, stored.joint.weight.shape[0]), np.float32)
+        outputs = outputs_of(stored, stored.joint.logits(rows))
+        return tuple(output.answers().scattered(places, len(ids)) for output in outputs)
+
+    def _known(self, stored: StoredVersion, ids: Ids) -> tuple[PoolView, NDArray[np.bool_]]:
+        """The pool a version stands on, and which of the ids are in it."""
+        view = self._view(stored.info.representation)
+        known = view.table.known(ids)
+        if not known.all() and view.refresh():
+            known = view.table.known(ids)
+        return view, known
 
     def possible_labels(
         self, version: str, example_ids: Sequence[int] | Ids, *, misses: float = MISSES, per_class: bool = False
@@ -316,7 +326,8 @@ class ProjectModel:
         Args:
             per_class: keep the promise in each class with 50 audit labels by itself.
         Returns:
-            None with fewer than 50 audit labels, or fewer than `misses` needs: nothing can be promised.
+            Those of the first head. None with fewer than 50 audit labels, or fewer than `misses` needs: nothing can be
+            promised; nor where it does not choose one class.
         Raises:
             VersionMissing, CheckpointCorrupt; ValueError: `misses` not between 0 and 1.
         """
@@ -324,7 +335,7 @@ class ProjectModel:
         from uncertainty.conformal import never_empty
 
         audit = self._versions.audit_labels(version)
-        if len(audit) < FEWEST_FOR_SETS:
+        if len(audit) < FEWEST_FOR_SETS or self._load(version).info.kind not in ("single", "ordered"):
             return None
         measured = self.predict(version, list(audit))
         truth = np.array(list(audit.values()), np.int64)[measured.known]
@@ -351,6 +362,7 @@ class ProjectModel:
         seed: int,
         last: Sequence[int] = (),
         skipped: Sequence[int] = (),
+        asking: Asking = _AS_ANY,
     ) -> Ranking:
         """Order all unlabelled examples.
 
@@ -367,6 +379,7 @@ class ProjectModel:
             front: places; layers: shares of them that go to chance, to rare classes, and to the veto.
             last: ids to ask after all others, ranked too.
             skipped: those of `labelled` that annotators skipped instead: what looks like them is asked last.
+            asking: what people want of a version with several heads.
         Raises:
             VersionMissing, CheckpointCorrupt; uncertainty.errors.UnknownMethodError.
         """
@@ -378,9 +391,19 @@ class ProjectModel:
         ids = np.empty(0, np.int64) if view is None else view.ids
         if view is None or not len(ids):
             return unread_only(version, np.concatenate([wanted, late]))
-        log_p = None
+        log_p, joint, lead = None, None, 0
+        answers: tuple[HeadAnswers, ...] = ()
         if stored is not None:
-            log_p = stored.head.log_probabilities(view.logits(stored.info.id, stored.head))
+            logits = view.logits(stored.info.id, stored.joint)
+            if stored.info.is_plain:
+                log_p = stored.head.log_probabilities(logits)
+            else:
+                outputs = outputs_of(stored, logits)
+                answers = tuple(output.answers() for output in outputs)
+                lacking = {head.spec.name: len(ids) - head.labels_used for head in stored.info.heads}
+                joint = join(outputs, answers, lacking, asking)
+                lead = joint.lead
+                log_p = as_log_probabilities(joint.uncertainty, outputs[lead] if lead >= 0 else None)
         is_labelled = np.isin(ids, as_ids(labelled))
         is_open = np.isin(ids, wanted)
         is_audit = audit_mask(audit, ids, is_labelled | is_open)
@@ -395,7 +418,9 @@ class ProjectModel:
                 pending=np.isin(ids, as_ids(pending)),
                 audit=is_audit,
                 open=is_open,
-                labels=None if stored is None else rows_of_labels(self._versions.labels(stored.info.id), ids),
+                labels=None
+                if stored is None or lead < 0
+                else rows_of_labels(self._versions.labels(stored.info.id, lead), ids),
                 rejected=is_labelled & np.isin(ids, as_ids(skipped)),
             ),
             strategy=strategy,
@@ -406,12 +431,14 @@ class ProjectModel:
         )
         late_rows = np.flatnonzero(np.isin(ids, late))
         if log_p is not None:
-            late_rows = late_rows[np.argsort(log_p[late_rows].max(axis=1), kind="stable")]
+            sure = log_p.max(axis=1) if joint is None else joint.confidence
+            late_rows = late_rows[np.argsort(sure[late_rows], kind="stable")]
         rows = np.concatenate([order.rows, late_rows])
         reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
         unread = np.concatenate([wanted, late])
         unread = unread[~np.isin(unread, ids)]
-        return replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
+        ranking = replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
+        return ranking if joint is None else ranking_of_heads(ranking, joint, answers, rows)
 
     # ------------------------------------------------------------------ versions
     def versions(self) -> list[VersionInfo]:
@@ -423,9 +450,17 @@ class ProjectModel:
         return next(self._versions.newest_first(), None)
 
     def labels_of(self, version: str) -> dict[int, str]:
-        """Every label a version knew, trained on or measured with: example id -> class name."""
-        classes = self._versions.info(version).classes
-        return {i: classes[index] for i, index in self._versions.labels(version).items()}
+        """Every label the first head of a version knew, trained on or measured with: example id -> class name."""
+        spec = self._versions.info(version).specs[0]
+        return {i: spec.said(target) for i, target in self._versions.labels(version).items()}
+
+    def answers_of(self, version: str) -> dict[int, dict[str, Any]]:
+        """Every label a version knew: example id -> name of the head -> answer, in names where it has classes."""
+        found: dict[int, dict[str, Any]] = {}
+        for place, spec in enumerate(self._versions.info(version).specs):
+            for i, target in self._versions.labels(version, place).items():
+                found.setdefault(i, {})[spec.name] = spec.said(target)
+        return found
 
     def live(self) -> VersionInfo | None:
         """The live version, or None before the first promotion."""
@@ -470,9 +505,21 @@ class ProjectModel:
         current = self.representation()
         return None if current is None else self._view(current.id)
 
-    def _start(self, representation: str, classes: tuple[str, ...]) -> StoredVersion | None:
-        """The newest version that the next fit can start from."""
+    def _starts(self, representation: str, specs: Sequence[HeadSpec]) -> list[StoredHead | None]:
+        """Of each head, where the newest version ended that was asked the same."""
         for info in self._versions.newest_first():
-            if info.representation == representation and info.classes == classes:
-                return self._load(info.id)
-        return None
+            if info.representation != representation:
+                continue
+            found = [_place_of(spec, info.specs) for spec in specs]
+            if any(place is not None for place in found):
+                heads = self._load(info.id).heads
+                return [None if place is None else heads[place] for place in found]
+        return [None] * len(specs)
+
+
+def _place_of(spec: HeadSpec, among: Sequence[HeadSpec]) -> int | None:
+    """Place of the head that was asked the same question; one without a name must be the only one."""
+    for place, other in enumerate(among):
+        if spec.answers_as(other) and (spec.name == other.name or len(among) == 1):
+            return place
+    return None
