@@ -209,6 +209,7 @@ def versions(project: ProjectOption) -> None:
         model = workshop.desk(project).model
         live = model.live()
         found = sorted(model.versions(), key=lambda v: v.created_at, reverse=True)
+        verdicts = {version.id: model.verdict(version.id) for version in found}
     if not found:
         typer.echo(f"project {project} has no model version yet; one comes with the first label")
     for version in found:
@@ -218,7 +219,9 @@ def versions(project: ProjectOption) -> None:
         if accuracy is not None and low is not None:
             shown = f"{shown} (at least {low:.3f}; {version.metrics.get('audit_n') or 0:.0f} of them)"
         when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}")
+        verdict = verdicts[version.id]
+        kept_back = "" if verdict is None or verdict.promoted else f"  kept back: {verdict.words}"
+        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}{kept_back}")
 
 
 @app.command()
@@ -282,6 +285,7 @@ def _choose(project: int, change: Callable[[Any], str]) -> None:
         except VersionError as error:
             raise fail(str(error)) from None
         desk.files.write_pin({"kind": "model version", "version": version, "since": time.time()})
+        workshop.state.drop(project, "kept_back")
         wake = workshop.state.record(project, text=f"model version {version} was chosen by command").wake
         dispatcher.wake(project, "refresh", wake)
     typer.echo(f"{version} is live; the queue follows in seconds")

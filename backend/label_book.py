@@ -120,7 +120,7 @@ class LabelBook:
     def targets(self, config: LabelingConfig) -> list[dict[int, training.Target]]:
         """Of each question of the config: task -> its agreed answer."""
         return [
-            class_indices({t: labels[place] for t, labels in self.labels.items()}, control.classes)
+            dict(class_indices({t: labels[place] for t, labels in self.labels.items()}, control.classes))
             for place, control in enumerate(config.controls)
         ]
 

@@ -105,6 +105,7 @@ def write_order(path: Path, order: Order) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with part.open("wb") as file:
+        arrays: dict[str, Any] = {name: getattr(order, name) for name in _ARRAYS} | _heads_arrays(order)
         np.savez(
             file,
             version=np.array(order.version),
@@ -112,8 +113,7 @@ def write_order(path: Path, order: Order) -> None:
             classes=np.array(order.classes, dtype=np.str_),
             strategy=np.array(order.strategy),
             explore=np.array(order.explore),
-            **{name: getattr(order, name) for name in _ARRAYS},
-            **_heads_arrays(order),
+            **arrays,
         )
     os.replace(part, path)
 

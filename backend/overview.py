@@ -145,6 +145,12 @@ def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]],
 def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
     state = workshop.state
     found = [str(text) for name in ("problem", "trouble") if (text := state.get(project_id, name))]
+    kept_back = state.get(project_id, "kept_back")
+    if kept_back:
+        found.append(
+            f"the newest model version {kept_back['version']} is kept back: {kept_back['words']}. The order stays with "
+            f"the live one; `askfirst promote {kept_back['version']} --project {project_id}` overrules this"
+        )
     found += label_sentences(state.get(project_id, "label_summary") or {})
     unreadable = state.get(project_id, "unreadable_count")
     if unreadable:

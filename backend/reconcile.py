@@ -118,9 +118,10 @@ def _is_known(row: dict[str, Any], annotations: list[dict[str, Any]]) -> bool:
     Label Studio moves the task's time a few milliseconds after that of the annotation that moved it.
     """
     skipped = sum(bool(a.get("was_cancelled")) for a in annotations)
-    if (int(row.get("total_annotations") or 0), int(row.get("cancelled_annotations") or 0)) != (
-        len(annotations) - skipped,
-        skipped,
+    answered = int(row.get("total_annotations") or 0)
+    # Of a task that somebody answered its skips are not read: they would change nothing.
+    if answered != len(annotations) - skipped or (
+        not answered and int(row.get("cancelled_annotations") or 0) != skipped
     ):
         return False
     if not annotations:

@@ -190,10 +190,23 @@ class Refresher:
             },
         )
         if (desk.files.pin() or {}).get("kind") != "model version":
-            desk.model.promote(version.id)
+            self._note_verdict(version.id, desk.model.judge_heads(version.id, heads))
         if version.generation % PRUNE_EVERY == 0:
             desk.model.prune(settings.keep_versions)
         return version.id, None
+
+    def _note_verdict(self, version: str, verdict: training.Verdict) -> None:
+        """Show that a version is kept back, and say it once: with every label there is another like it."""
+        desk, state = self.desk, self._state
+        before = state.get(desk.id, "kept_back")
+        if verdict.promoted:
+            if before is not None:
+                state.drop(desk.id, "kept_back")
+                state.note(desk.id, f"version {version} is live: {verdict.words}")
+            return
+        state.put(desk.id, "kept_back", {"version": version, "words": verdict.words})
+        if before is None:
+            state.note(desk.id, f"version {version} was kept back: {verdict.words}")
 
     def _look_at_what_is_left(self) -> None:
         """Keep for the status page what labels the live version thinks possible for the unlabelled images, by a

@@ -1,6 +1,6 @@
 """Model versions on disk: immutable folders, and one small file that says which of them is live.
 
-    versions/<id>/manifest.json, head.safetensors, labels.json       of all heads, see version_values
+    versions/<id>/manifest.json, head.safetensors, labels.json (of all heads), verdict.json (the gate's, written later)
     live.json                        {"version", "previous", "history"}; only `promote` and `roll_back` write it
 
 A folder is written beside its place, synced and renamed, so it is there entirely or not at all. Its id ends in a
@@ -20,6 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from safetensors.numpy import save as save_arrays
 
 from .errors import CheckpointCorrupt, VersionMissing
 from .files import locked, read_json, sync_folder, write_bytes, write_json
+from .gate import Comparison, Verdict
 from .targets import HeadSpec, Target
 from .version_values import (
     FitState,
@@ -57,6 +59,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _FORMAT = "askfirst-version-1"
 _DIGEST_LENGTH = 10
+VERDICT_FILE = "verdict.json"
 _HISTORY = 20  # promotions that can be rolled back, one by one
 _STALE_S = 3600.0  # leftovers of a killed writer are removed after this; no write takes nearly as long
 _NOT_IN_DIGEST = ("id", "created_at", "libraries")
@@ -129,6 +132,21 @@ class VersionStore:
         except (SafetensorError, KeyError) as error:
             raise CheckpointCorrupt(str(path), "tensors weight and bias", str(error)) from error
         return StoredVersion(to_info(manifest), first.head, first.state, tuple(others))
+
+    def write_verdict(self, version: str, verdict: Verdict) -> None:
+        """Keep what the gate decided beside the version; it is not part of its content."""
+        write_json(self._folder / version / VERDICT_FILE, asdict(verdict))
+
+    def verdict(self, version: str) -> Verdict | None:
+        """What the gate decided on a version; None if it was never asked, or if that cannot be read."""
+        try:
+            stored = read_json(self._folder / version / VERDICT_FILE)
+            if stored is None:
+                return None
+            compared = stored["comparison"]
+            return Verdict(**(stored | {"comparison": None if compared is None else Comparison(**compared)}))
+        except (CheckpointCorrupt, TypeError, KeyError):
+            return None
 
     def labels(self, version: str, place: int = 0) -> dict[int, Target]:
         """Every label that a head knew, trained on or measured with: example id -> target, by classes of *that* one.
