@@ -186,6 +186,7 @@ def status(
             ("served", p.pushed or "nothing yet"),
             ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
             ("accuracy", p.accuracy),
+            *((f"- {name}", sentence) for name, sentence in p.questions),
             *p.quality,
             ("images", p.representation),
             ("strategy", p.strategy),
@@ -232,7 +233,8 @@ def picks(
 
     One row for each task that was labelled after our queue had asked for it; labels from elsewhere have none.
     `propensity` is the chance of the task given who filled its place (`reason`) and what the same one took before,
-    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made.
+    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made. In a
+    project with several questions `question` is the one whose answer was worth most.
     """
     import csv
 
@@ -240,12 +242,13 @@ def picks(
 
     with _tools() as (workshop, _):
         found = list(read_picks(workshop.desk(project).home))
+    columns = (*PICK_COLUMNS, "question") if any(line.pick.question for line in found) else PICK_COLUMNS
     try:
         with out.open("w", newline="") if out else nullcontext(sys.stdout) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("task", "labelled_at", *PICK_COLUMNS))
+            writer.writerow(("task", "labelled_at", *columns))
             for line in found:
-                writer.writerow((line.task, line.at, *(getattr(line.pick, name) for name in PICK_COLUMNS)))
+                writer.writerow((line.task, line.at, *(getattr(line.pick, name) for name in columns)))
     except OSError as error:
         raise fail(f"{error.strerror}: {error.filename}; choose another --out FILE") from None
     if out:

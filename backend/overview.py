@@ -75,6 +75,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         events=state.events(project_id)[:10],
         jobs=jobs,
         quality=quality_sentences(live, state.get(project_id, "possible_labels")),
+        questions=question_sentences(live),
     )
 
 
@@ -90,15 +91,35 @@ def label_sentences(summary: Mapping[str, int]) -> list[str]:
             f"{summary['unknown']} task(s) have a label that the labelling config does not list; they count again when "
             "the label is back"
         )
+    if summary.get("half"):
+        found.append(
+            f"{summary['half']} task(s) lack an answer that the labelling config requires; they are asked again last"
+        )
     return found
 
 
 def accuracy_sentence(live: training.VersionInfo | None) -> str:
-    """Audit accuracy with its interval, or why there is none."""
+    """Audit accuracy with its interval, or why there is none; of several questions their mean."""
     if live is None:
         return "no model yet: the first tasks are chosen to cover the pool"
-    n = int(live.metrics.get("audit_n") or 0)
-    accuracy, low, high = (live.metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
+    if not live.others:
+        return _accuracy(live.metrics)
+    known = [accuracy for head in live.heads if (accuracy := head.metrics.get("accuracy")) is not None]
+    if not known:
+        return _accuracy({})
+    return f"{sum(known) / len(known):.1%} on average over {len(known)} of {len(live.heads)} questions, see there"
+
+
+def question_sentences(live: training.VersionInfo | None) -> tuple[tuple[str, str], ...]:
+    """(name, how well it is answered) of each question, where there are several."""
+    if live is None or not live.others:
+        return ()
+    return tuple((h.spec.name, f"{_accuracy(h.metrics)}; {h.labels_used} labels learnt from") for h in live.heads)
+
+
+def _accuracy(metrics: Mapping[str, float | None]) -> str:
+    n = int(metrics.get("audit_n") or 0)
+    accuracy, low, high = (metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
     if not n or accuracy is None or low is None or high is None:
         return "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
     return f"{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, {n} audit labels)"
@@ -170,6 +191,8 @@ def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:
                 float(order.confidence[row]),
                 order.classes[label] if 0 <= label < len(order.classes) else None,
                 training.REASONS[int(order.reason[row])],
+                tuple((name, str(value), sure) for name, value, sure in order.said(row)) if order.answers else (),
+                order.question(row),
             )
         )
         if len(entries) == HEAD:

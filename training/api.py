@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .answers import HeadAnswers, outputs_of
+from .answers import HeadAnswers, Output, outputs_of
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
 from .evaluate import audit_is_enough
-from .gate import Comparison, Verdict, compare, decide, squared_distances
+from .gate import Comparison, Verdict, decide
+from .head_comparison import Measured, compare_sides, measure_answers, same_question
 from .joint import Asking, Shown, as_log_probabilities, join, ranking_of_heads
 from .pool_labels import audit_mask, rows_of_labels
 from .pool_view import PoolView
@@ -272,17 +273,29 @@ class ProjectModel:
 
         Raises: VersionMissing, CheckpointCorrupt.
         """
-        ids = as_ids(list(audit.labels))
-        names = [audit.classes[index] for index in audit.labels.values()]
-        sides = []
-        for version in (candidate, live):
-            predictions = self.predict(version, ids)
-            column = {name: index for index, name in enumerate(self._load(version).info.classes)}
-            truth = np.array([column.get(name, -1) for name in names], np.int64)
-            right = predictions.probabilities.argmax(axis=1) == truth
-            sides.append((predictions.known, right, squared_distances(predictions.probabilities, truth)))
-        both = sides[0][0] & sides[1][0]
-        return compare(sides[0][1][both], sides[1][1][both], sides[0][2][both], sides[1][2][both])
+        return self.compare_heads(candidate, live, [HeadLabels(HeadSpec(classes=audit.classes), {}, audit.labels)])
+
+    def compare_heads(self, candidate: str, live: str, heads: Sequence[HeadLabels]) -> Comparison:
+        """Paired test of two versions on the audit answers that both can predict, example by example: whether all of
+        its answers are right, and the mean distance of what is stated from the truth.
+
+        Questions that one of the versions is not asked are left out.
+
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
+        ids = as_ids(sorted({i for labels in heads for i in labels.audit}))
+        sides = [self._side(version, ids, heads) for version in (candidate, live)]
+        return compare_sides(sides[0], sides[1])
+
+    def _side(self, version: str, ids: Ids, heads: Sequence[HeadLabels]) -> list[Measured | None]:
+        """What a version makes of the audit answers to each question."""
+        stored = self._load(version)
+        known, outputs = self._outputs(stored, ids)
+        found: list[Measured | None] = []
+        for labels in heads:
+            place = same_question(labels.spec, stored.info.specs)
+            found.append(None if place is None else measure_answers(outputs[place], labels, ids, known))
+        return found
 
     def judge(self, candidate: str, audit: LabelledSet) -> Verdict:
         """The gate: promote `candidate` unless it is worse than the live version beyond chance; keeps the verdict.
@@ -291,10 +304,14 @@ class ProjectModel:
             audit: held-out labels of now, which neither was trained on.
         Raises: VersionMissing, CheckpointCorrupt.
         """
+        return self.judge_heads(candidate, [HeadLabels(HeadSpec(classes=audit.classes), {}, audit.labels)])
+
+    def judge_heads(self, candidate: str, heads: Sequence[HeadLabels]) -> Verdict:
+        """As `judge`, by the audit answers to several questions."""
         live = self._versions.live()
         if live is not None and live.id == candidate:
             return self._versions.verdict(candidate) or decide(None, candidate)
-        compared = None if live is None else self.compare(candidate, live.id, audit)
+        compared = None if live is None else self.compare_heads(candidate, live.id, heads)
         verdict = decide(compared, None if live is None else live.id)
         self._versions.write_verdict(candidate, verdict)
         if verdict.promoted:
@@ -326,13 +343,15 @@ class ProjectModel:
         Raises:
             VersionMissing, CheckpointCorrupt.
         """
-        stored = self._load(version)
         ids = as_ids(example_ids)
+        known, outputs = self._outputs(self._load(version), ids)
+        return tuple(output.answers().scattered(np.flatnonzero(known), len(ids)) for output in outputs)
+
+    def _outputs(self, stored: StoredVersion, ids: Ids) -> tuple[NDArray[np.bool_], list[Output]]:
+        """Which of n ids are embedded, [n], and what each head says of those."""
         view, known = self._known(stored, ids)
-        places = np.flatnonzero(known)
-        rows = view.rows(ids[known]) if len(places) else np.empty((0, stored.joint.weight.shape[0]), np.float32)
-        outputs = outputs_of(stored, stored.joint.logits(rows))
-        return tuple(output.answers().scattered(places, len(ids)) for output in outputs)
+        rows = view.rows(ids[known]) if known.any() else np.empty((0, stored.joint.weight.shape[0]), np.float32)
+        return known, outputs_of(stored, stored.joint.logits(rows))
 
     def _known(self, stored: StoredVersion, ids: Ids) -> tuple[PoolView, NDArray[np.bool_]]:
         """The pool a version stands on, and which of the ids are in it."""
@@ -538,16 +557,8 @@ class ProjectModel:
         for info in self._versions.newest_first():
             if info.representation != representation:
                 continue
-            found = [_place_of(spec, info.specs) for spec in specs]
+            found = [same_question(spec, info.specs, same_answers=True) for spec in specs]
             if any(place is not None for place in found):
                 heads = self._load(info.id).heads
                 return [None if place is None else heads[place] for place in found]
         return [None] * len(specs)
-
-
-def _place_of(spec: HeadSpec, among: Sequence[HeadSpec]) -> int | None:
-    """Place of the head that was asked the same question; one without a name must be the only one."""
-    for place, other in enumerate(among):
-        if spec.answers_as(other) and (spec.name == other.name or len(among) == 1):
-            return place
-    return None

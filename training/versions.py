@@ -1,7 +1,6 @@
 """Model versions on disk: immutable folders, and one small file that says which of them is live.
 
-    versions/<id>/manifest.json, head.safetensors, labels.json       of all heads, see version_values
-    versions/<id>/verdict.json                                       what the gate decided, written later
+    versions/<id>/manifest.json, head.safetensors, labels.json (of all heads), verdict.json (the gate's, written later)
     live.json                        {"version", "previous", "history"}; only `promote` and `roll_back` write it
 
 A folder is written beside its place, synced and renamed, so it is there entirely or not at all. Its id ends in a
