@@ -94,7 +94,9 @@ def test_nobody_on_the_port_is_not_healthy():
             healthcheck.check_web(Settings(port=held.getsockname()[1]))
 
 
-@pytest.mark.parametrize(("role", "queue", "other"), [("fast", FAST, SLOW), ("slow", SLOW, FAST), ("train", TRAIN, SLOW)])
+@pytest.mark.parametrize(
+    ("role", "queue", "other"), [("fast", FAST, SLOW), ("slow", SLOW, FAST), ("train", TRAIN, SLOW)]
+)
 def test_a_worker_is_healthy_while_it_is_registered_for_its_queue_from_this_host(redis, role, queue, other):
     with pytest.raises(Unhealthy, match="no running worker"):
         healthcheck.check_worker(Settings(), role, "me")
