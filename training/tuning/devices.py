@@ -25,8 +25,7 @@ def open_fabric(settings: TuneSettings, precision: str) -> Fabric:
     """Device and number format; `precision`: "32" or "bf16"."""
     return Fabric(
         accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="auto",
+        devices=1,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
 

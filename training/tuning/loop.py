@@ -99,10 +99,13 @@ def tune(
         net = TunedNet(trunk, feature_width(trunk, size), heads, widths)
         channels_last(net, settings.channels_last)
         judge = Judge(losses, train, held, pictures, size, widths, threads)
+        fabric = open_fabric(settings, "32")
+        net.to(fabric.device)
         progress = None if folder is None else checkpoint.load(folder, key)
         if progress is None and settings.start_heads and isinstance(start, Backbone):
+            net.heads.cpu()  # where the features are collected
             fit_heads(net, losses, *judge.training_features(net.trunk), judge.held_out_features(net.trunk))
-        fabric = open_fabric(settings, "32")
+            net.to(fabric.device)
         precision, note = (progress.precision, "") if progress else choose_precision(settings, net, size, fabric.device)
         fabric = open_fabric(settings, precision)
         groups = parameter_groups(net, settings.lr_head, settings.lr_trunk, settings.layer_decay, settings.weight_decay)
@@ -111,7 +114,6 @@ def tune(
         )
         judged = deepcopy(net)  # holds the averaged weights whenever they are measured
         module, optimizer = fabric.setup(net, torch.optim.AdamW(groups))
-        judged.to(fabric.device)
         average = AveragedWeights(net, settings.ema_decay)
         objective = Objective(tuple(loss.to(fabric.device) for loss in losses), settings.distil_temperature)
         update = Update(fabric, module, optimizer, objective, settings)

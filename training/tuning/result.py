@@ -82,7 +82,7 @@ class Tuned:
                 rest[name] = value.contiguous()
         for index, loss in enumerate(self.losses):
             for part in TENSORS:
-                rest[f"loss.{index}.{part}"] = getattr(loss, part).clone()  # some losses share one of zeros
+                rest[f"loss.{index}.{part}"] = getattr(loss, part).clone()  # two of them may be one tensor
         scale = {"input_size": self.input_size, "mean": self.mean, "std": self.std}
         write_json(path.with_name(f"{path.name}.json"), scale)
         write_bytes(path, save_tensors(trunk))

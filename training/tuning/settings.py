@@ -63,7 +63,6 @@ class TuneSettings:
     seed: int = 0
     threads: int | None = None  # None: all usable cores
     accelerator: str = "auto"  # as Lightning Fabric names them: auto, cpu, cuda, mps
-    devices: int = 1
     precision: Precision = "auto"  # auto: bf16 where it is measured to be faster
     channels_last: bool = True
 
@@ -85,9 +84,8 @@ def _wrong(s: TuneSettings) -> Iterator[str]:
     for name, known in choices.items():
         if getattr(s, name) not in known:
             yield f"{name} must be one of {', '.join(known)}, got {getattr(s, name)!r}"
-    for name in ("batch_size", "devices"):
-        if getattr(s, name) < 1:
-            yield f"{name} must be at least 1, got {getattr(s, name)}"
+    if s.batch_size < 1:
+        yield f"batch_size must be at least 1, got {s.batch_size}"
     for name in ("epochs", "fewest_steps", "patience", "weight_decay", "pool_ratio", "fixmatch_weight"):
         if getattr(s, name) < 0:
             yield f"{name} must not be negative, got {getattr(s, name)}"

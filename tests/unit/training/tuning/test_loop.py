@@ -1,16 +1,20 @@
 """A run from its first step to its last: what it learns, how it ends, and how it goes on after it was killed."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from training.errors import DataError, OutOfMemory, TrainingDiverged
-from training.tuning import Examples, HeadSpec, Pictures, TuneSettings, Untrained, loop, predict, tune
+from training.tuning import Examples, HeadSpec, Pictures, Teacher, TuneSettings, Untrained, loop, predict, tune
 from training.tuning.net import TunedNet
 from training.tuning.update import Update
 
+ROOT = Path(__file__).resolve().parents[4]
 DIGIT = HeadSpec("digit", "single", tuple("0123456789"))
 LEARNER = Untrained("shufflenet_v2_x0_5", 32)
 
@@ -271,3 +275,67 @@ def test_all_kinds_of_heads_learn_together_from_answers_with_gaps(digits, pictur
     assert ((np.exp(found.log_probabilities["tags"][:, 0]) > 0.5) == tags[:, 0]).mean() > 0.6
     assert (found.numbers["ink"][:, 1] > 0).all() and tuned.number_error["ink"] < ink.std()
     assert set(tuned.history[-1].metrics) == {"digit", "ink", "level", "tags"}
+
+
+def test_an_extra_input_that_tells_the_answer_is_used_and_not_needed(pictures, start, fast):
+    secret = np.random.default_rng(0).integers(0, 2, 200)  # not to be seen in the picture
+    hint = {"secret": np.eye(2, dtype=np.float32)[secret]}
+    head = HeadSpec("answer", "single", ("no", "yes"), inputs=("secret",))
+    settings = replace(fast, epochs=3, lr_trunk=1e-4)
+    tuned = tune(start, [head], Examples(np.arange(200), {"answer": secret}, hint), pictures, settings)
+    told, untold = (
+        np.exp(predict(tuned, pictures, np.arange(200), given).log_probabilities["answer"]) for given in (hint, None)
+    )
+    assert (told.argmax(1) == secret).mean() > 0.95
+    assert np.isfinite(untold).all() and untold.max() < 0.9  # it knows that it does not know
+
+
+def test_a_student_comes_to_its_teacher_where_nobody_labelled(digits, pictures, few, start, quick):
+    # The teacher knows one thing, that everything is a three; the labels say nothing of the kind.
+    told = np.full((80, 10), 0.01, np.float32)
+    told[:, 3] = 0.91
+    teacher = Teacher(np.arange(300, 380), {"digit": told})
+    pool = Examples(np.arange(300, 380), {}, {})
+    settings = replace(quick, epochs=3, lr_trunk=1e-3, lr_head=1e-2, ema_decay=0.5, mixing="none", pool_ratio=2.0)
+    without = tune(start, [DIGIT], few, pictures, settings)
+    taught = tune(start, [DIGIT], few, pictures, replace(settings, distil_weight=0.9), pool=pool, teacher=teacher)
+    threes = [
+        np.exp(predict(net, pictures, pool.ids).log_probabilities["digit"][:, 3]).mean() for net in (without, taught)
+    ]
+    assert threes[1] > threes[0] + 0.2
+
+
+def test_fixmatch_learns_from_what_it_is_sure_of_and_from_nothing_else(pictures, few, start, quick):
+    pool = Examples(np.arange(300, 380), {}, {})
+    settings = replace(quick, fixmatch=True, mixing="none", fixmatch_ramp=0.0)
+    steps = {}
+    for threshold in (0.0, 1.0):
+        seen = []
+        tune(
+            start,
+            [DIGIT],
+            few,
+            pictures,
+            replace(settings, fixmatch_threshold=threshold),
+            pool=pool,
+            on_step=seen.append,
+        )
+        steps[threshold] = [step.losses["digit"] for step in seen]
+    plain = []
+    tune(start, [DIGIT], few, pictures, settings, on_step=plain.append)
+    # Nothing is ever quite certain, so the first loss is that of the labels alone; dropout differs with the batch.
+    assert steps[1.0][0] == pytest.approx(plain[0].losses["digit"], rel=0.2)
+    assert steps[0.0][0] > 1.5 * plain[0].losses["digit"]
+
+
+def test_early_pseudo_labels_weigh_little():
+    settings = TuneSettings(fixmatch_weight=2.0, fixmatch_ramp=0.4)
+    weights = [loop._pseudo_weight(settings, done) for done in (0.0, 0.1, 0.2, 0.4, 0.9)]
+    assert weights == pytest.approx([0, 0.5, 1, 2, 2])
+
+
+def test_the_door_loads_torch_only_when_something_heavy_is_asked_for():
+    program = (
+        "import sys, training.tuning as t; t.TuneSettings(); sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
