@@ -23,6 +23,7 @@ from .state import State
 FAST, SLOW, TRAIN, TICK = "askfirst-fast", "askfirst-slow", "askfirst-train", "askfirst-tick"
 TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "adopt": 600, "tune": 7 * 24 * 3600}
 QUEUE_OF = {"refresh": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW, "tune": TRAIN}
+SHOWN = {"tune": "fine-tuning"}  # kinds by another word, for people
 RESULT_TTL_S = 600  # long enough for Label Studio's /job_status
 FAILURE_TTL_S = 7 * 86400
 
@@ -64,7 +65,7 @@ class Dispatcher:
                 job_timeout=TIMEOUT_S[kind],
                 result_ttl=RESULT_TTL_S,
                 failure_ttl=FAILURE_TTL_S,
-                description=f"{kind} of project {project_id}",
+                description=f"{SHOWN.get(kind, kind)} of project {project_id}",
             )
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error

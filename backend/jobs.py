@@ -196,6 +196,8 @@ def _refresh(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str
 def _tune(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     flags = workshop.state.flags(project_id)
     refresher = _refresher(workshop, project_id)
+    refresher.desk.model.refresh_pool()
+    refresher.book.sync(workshop.state, workshop.ls, refresher.desk.config)  # this process may know no label yet
     files = TuneFiles(refresher.desk.home)
     if files.begun() is None and "tune" not in flags and not fine_tuning_is_due(refresher):
         return "no fine-tuning is due"

@@ -10,6 +10,7 @@ import pytest
 from backend import fine_tune, jobs
 from backend.fine_tune import CANCEL, FineTuner, TuneFiles, due
 from backend.overview import project_overview
+from backend.refresh import Refresher
 from backend.triggers import TuneFacts, tune_is_due
 from training import api
 from training.errors import TrainingDiverged
@@ -192,6 +193,13 @@ def test_the_job_starts_only_what_is_due_or_asked_for(tuning, monkeypatch):
     tuning.state.record(5, text="asked", flags=["tune"])
     assert "fine-tuning on" in jobs._tune(tuning.workshop, tuning.jobs, 5)
     assert "tune" not in tuning.state.flags(5)
+
+
+def test_a_worker_that_knows_no_label_yet_reads_them_before_it_says_that_nothing_is_due(tuning, monkeypatch):
+    tuning.give(list(tuning.tasks)[:40])
+    fresh = Refresher(tuning.workshop.desk(5))
+    monkeypatch.setattr(jobs, "_refresher", lambda workshop, project_id: fresh)
+    assert "promoted" in jobs._tune(tuning.workshop, tuning.jobs, 5)
 
 
 def test_half_a_line_of_a_dying_machine_costs_only_itself(tuning):
