@@ -122,10 +122,13 @@ def serve() -> None:
 
 @app.command()
 def worker(
-    fast_only: Annotated[bool, typer.Option("--fast-only", help="refreshes and the clock, no embeddings")] = False,
-    slow_only: Annotated[bool, typer.Option("--slow-only", help="embeddings only: for more machines")] = False,
+    fast_only: Annotated[bool, typer.Option("--fast-only", help="refreshes and the clock only")] = False,
+    slow_only: Annotated[
+        bool, typer.Option("--slow-only", help="embeddings and fine-tuning only: for more machines")
+    ] = False,
 ) -> None:
-    """The workers: refreshes, embeddings, and the clock that finds what was lost. One that dies is started again."""
+    """The workers: refreshes, embeddings, fine-tuning, and the clock that finds what was lost. One that dies is started
+    again."""
     from .workers import roles, run_workers
 
     if fast_only and slow_only:
@@ -186,6 +189,7 @@ def status(
             ("served", p.pushed or "nothing yet"),
             ("labels", f"{p.labels_used} learnt from, {p.unlabelled} of {p.tasks} tasks unlabelled"),
             ("accuracy", p.accuracy),
+            *((f"- {name}", sentence) for name, sentence in p.questions),
             *p.quality,
             ("images", p.representation),
             ("strategy", p.strategy),
@@ -208,6 +212,7 @@ def versions(project: ProjectOption) -> None:
         model = workshop.desk(project).model
         live = model.live()
         found = sorted(model.versions(), key=lambda v: v.created_at, reverse=True)
+        verdicts = {version.id: model.verdict(version.id) for version in found}
     if not found:
         typer.echo(f"project {project} has no model version yet; one comes with the first label")
     for version in found:
@@ -217,7 +222,9 @@ def versions(project: ProjectOption) -> None:
         if accuracy is not None and low is not None:
             shown = f"{shown} (at least {low:.3f}; {version.metrics.get('audit_n') or 0:.0f} of them)"
         when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}")
+        verdict = verdicts[version.id]
+        kept_back = "" if verdict is None or verdict.promoted else f"  kept back: {verdict.words}"
+        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}{kept_back}")
 
 
 @app.command()
@@ -229,7 +236,8 @@ def picks(
 
     One row for each task that was labelled after our queue had asked for it; labels from elsewhere have none.
     `propensity` is the chance of the task given who filled its place (`reason`) and what the same one took before,
-    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made.
+    `share` the part of the places that it gets, `left` how many tasks it could take from when the order was made. In a
+    project with several questions `question` is the one whose answer was worth most.
     """
     import csv
 
@@ -237,12 +245,13 @@ def picks(
 
     with _tools() as (workshop, _):
         found = list(read_picks(workshop.desk(project).home))
+    columns = (*PICK_COLUMNS, "question") if any(line.pick.question for line in found) else PICK_COLUMNS
     try:
         with out.open("w", newline="") if out else nullcontext(sys.stdout) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("task", "labelled_at", *PICK_COLUMNS))
+            writer.writerow(("task", "labelled_at", *columns))
             for line in found:
-                writer.writerow((line.task, line.at, *(getattr(line.pick, name) for name in PICK_COLUMNS)))
+                writer.writerow((line.task, line.at, *(getattr(line.pick, name) for name in columns)))
     except OSError as error:
         raise fail(f"{error.strerror}: {error.filename}; choose another --out FILE") from None
     if out:
@@ -263,6 +272,44 @@ def rollback(project: ProjectOption) -> None:
     _choose(project, lambda model: str(model.roll_back().id))
 
 
+@app.command()
+def tune(
+    project: ProjectOption,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="stop the run at hand; what is served does not change")
+    ] = False,
+) -> None:
+    """Fine-tune the network on the labels of now, without waiting for them to double; or stop the run at hand."""
+    from backend.fine_tune import CANCEL
+    from backend.triggers import FEWEST_TO_JUDGE
+
+    with _tools() as (workshop, dispatcher):
+        desk = workshop.desk(project)
+        state = workshop.state
+        running = state.holder(project, "tune") is not None
+        if cancel:
+            if not running:
+                raise fail(f"project {project} is not being fine-tuned")
+            state.put(project, CANCEL, True)
+            typer.echo("the run ends within seconds; what is served does not change")
+            return
+        if not desk.model.can_fine_tune():
+            raise fail("there are no trained weights to start from: set ASKFIRST_WEIGHTS to a file, URL or torchvision")
+        live = desk.model.live()
+        if live is None:
+            raise fail(f"project {project} has no model version yet; one comes with the first label")
+        audit = int(live.metrics.get("audit_n") or 0)
+        if audit < FEWEST_TO_JUDGE:
+            raise fail(
+                f"{audit} audit labels cannot tell whether a new network is better: label on, until there are "
+                f"{FEWEST_TO_JUDGE} (a tenth of the labels goes there, chosen by chance)"
+            )
+        state.drop(project, CANCEL)
+        wake = state.record(project, text="fine-tuning was asked for by command", flags=["tune"]).wake
+        dispatcher.wake(project, "tune", wake)
+    typer.echo(f"asked; `askfirst status --project {project}` and the status page show how far it is")
+
+
 def _promoted(model: Any, version: str) -> str:
     model.promote(version)
     return version
@@ -279,6 +326,7 @@ def _choose(project: int, change: Callable[[Any], str]) -> None:
         except VersionError as error:
             raise fail(str(error)) from None
         desk.files.write_pin({"kind": "model version", "version": version, "since": time.time()})
+        workshop.state.drop(project, "kept_back")
         wake = workshop.state.record(project, text=f"model version {version} was chosen by command").wake
         dispatcher.wake(project, "refresh", wake)
     typer.echo(f"{version} is live; the queue follows in seconds")

@@ -125,9 +125,13 @@ def embed(
 def of_project(model: training.ProjectModel) -> simulate.Oracle:
     """The labels that a live project has, on its own embeddings.
 
-    Raises: DataProblem: there are none.
+    Of several questions those to the first are replayed.
+
+    Raises: DataProblem: there are none, or they are not of one class each.
     """
     newest = model.newest()
+    if newest is not None and newest.kind not in ("single", "ordered"):
+        raise DataProblem(f"the first question, {newest.name!r}, has other answers than one class: nothing to replay")
     labels = {} if newest is None else model.labels_of(newest.id)
     ids = np.array(sorted(labels.keys() & set(model.embedded_ids().tolist())), np.int64)
     if not len(ids):

@@ -73,7 +73,12 @@ def connect_project(
         report.done.append(line)
         say(line)
 
-    done(f"project {project_id} {project.title!r}: {project.task_count} tasks, classes {', '.join(config.classes)}")
+    asked = (
+        f"classes {', '.join(config.classes)}"
+        if len(config.controls) == 1
+        else f"questions {', '.join(control.name for control in config.controls)}"
+    )
+    done(f"project {project_id} {project.title!r}: {project.task_count} tasks, {asked}")
     url = url or settings.url_for_label_studio
     # Known before Label Studio calls /setup, so that connecting here is not taken for a connection made in its pages.
     state.adopt(project_id)

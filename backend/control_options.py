@@ -33,6 +33,7 @@ class ControlOptions:
     min_labels: int | None = None  # labels before the first model is fitted, >= 1
     retrain_every: int | None = None  # new labels between two refits, >= 1
     prelabel_above: float | None = None  # calibrated confidence from which an answer is shown, 0..1; 1: never
+    weight: float | None = None  # of this control among several when tasks are ordered, > 0
 
     def or_else(self, other: ControlOptions) -> ControlOptions:
         """These options; where one is not given, that of `other`."""
@@ -46,6 +47,13 @@ class ControlOptions:
 def _share(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and 0 <= number <= 1):
+        raise ValueError
+    return number
+
+
+def _weight(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError
     return number
 
@@ -68,6 +76,7 @@ _READERS: dict[str, tuple[Callable[[str], str | float | int], str]] = {
     "min_labels": (_count, "a whole number from 1"),
     "retrain_every": (_count, "a whole number from 1"),
     "prelabel_above": (_share, "a probability from 0 to 1"),
+    "weight": (_weight, "a number above 0"),
 }
 # The convention of other backends for "drop weaker predictions" means the same thing here.
 _SYNONYMS = {"score_threshold": "prelabel_above"}

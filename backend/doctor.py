@@ -194,9 +194,13 @@ def _project(ls: LabelStudioClient, project_id: int) -> str:
 
 def _config(ls: LabelStudioClient, project_id: int) -> str:
     config = parse(ls.project(project_id).label_config)
-    shown, rest = config.classes[:SHOWN_CLASSES], len(config.classes) - SHOWN_CLASSES
-    names = ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
-    return "; ".join((f"served: {len(config.classes)} classes ({names})", *config.notes))
+    parts = []
+    for control in config.controls:
+        shown, rest = control.classes[:SHOWN_CLASSES], len(control.classes) - SHOWN_CLASSES
+        names = ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+        name = f"{control.name}: " if len(config.controls) > 1 else ""
+        parts.append(f"{name}{len(control.classes)} classes ({names})")
+    return "; ".join((f"served: {', '.join(parts)}", *config.notes))
 
 
 def _reaches_us(workshop: Workshop, settings: Settings, project_id: int) -> str:

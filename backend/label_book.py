@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from training import api as training
+
+from .controls import Control
 from .labeling_config import LabelingConfig
-from .labels import Label, class_indices, reduce_annotations
+from .labels import Label, answers_all, class_indices, reduce_all
 from .ls_client import LabelStudioClient
 from .state import State
 
@@ -30,11 +33,12 @@ _KEPT_OF_RESULT = ("id", "from_name", "to_name", "type", "value")
 class LabelSummary:
     """Counts for the status page."""
 
-    labelled: int
+    labelled: int  # tasks with an answer to some question
     ties: int
     skipped: int
     unknown: int
     empty: int
+    half: int = 0  # tasks that lack an answer which must be given
 
 
 class LabelBook:
@@ -43,7 +47,8 @@ class LabelBook:
     def __init__(self, project_id: int) -> None:
         self.project_id = project_id
         self.annotations: dict[int, list[dict[str, Any]]] = {}
-        self.labels: dict[int, Label] = {}
+        self.labels: dict[int, tuple[Label, ...]] = {}  # to each question of the config, in its order
+        self._required: tuple[Control, ...] = ()
         self._rev: int | None = None  # state's labels_rev that the memory stands for
         self._config_digest = ""
 
@@ -71,11 +76,12 @@ class LabelBook:
             state.clean(self.project_id, "flags", {"all-labels": flags["all-labels"]})
         if config.digest != self._config_digest:
             self._config_digest = config.digest
-            self.labels = {t: reduce_annotations(a, config) for t, a in self.annotations.items()}
+            self._required = tuple(control for control in config.controls if control.required)
+            self.labels = {t: reduce_all(a, config) for t, a in self.annotations.items()}
         else:
             for task in self.annotations if full else wanted:
                 if task in self.annotations:
-                    self.labels[task] = reduce_annotations(self.annotations[task], config)
+                    self.labels[task] = reduce_all(self.annotations[task], config)
             for task in [t for t in self.labels if t not in self.annotations]:
                 del self.labels[task]
 
@@ -111,17 +117,30 @@ class LabelBook:
         return {t for t, rows in self.annotations.items() if any(a.get("id") in ids for a in rows)}
 
     # ------------------------------------------------------------------ what the loop asks
-    def classes(self, config: LabelingConfig) -> dict[int, int]:
-        """Task -> index of its agreed class in `config.classes`."""
-        return class_indices(self.labels, config.classes)
+    def targets(self, config: LabelingConfig) -> list[dict[int, training.Target]]:
+        """Of each question of the config: task -> its agreed answer."""
+        return [
+            dict(class_indices({t: labels[place] for t, labels in self.labels.items()}, control.classes))
+            for place, control in enumerate(config.controls)
+        ]
+
+    def count(self) -> int:
+        """Tasks with an agreed answer to some question."""
+        return sum(any(label.kind == "agreed" for label in labels) for labels in self.labels.values())
 
     def skipped(self) -> list[int]:
         """Tasks that everybody who opened them skipped, ascending."""
-        return sorted(task for task, label in self.labels.items() if label.kind == "skipped")
+        return sorted(task for task, labels in self.labels.items() if labels[0].kind == "skipped")
 
     def annotators_of(self, task_id: int) -> int:
-        """Different people whose annotation of the task counts (skips do not)."""
-        return len({a.get("completed_by") for a in self.annotations.get(task_id, ()) if not a.get("was_cancelled")})
+        """Different people whose annotation of the task counts: no skip, and every answer that must be given is."""
+        return len(
+            {
+                a.get("completed_by")
+                for a in self.annotations.get(task_id, ())
+                if not a.get("was_cancelled") and answers_all(a, self._required)
+            }
+        )
 
     def active_annotators(self, now: float | None = None) -> int:
         """People who submitted within the last quarter of an hour; at least one."""
@@ -136,13 +155,19 @@ class LabelBook:
         return max(1, len(recent))
 
     def summary(self) -> LabelSummary:
-        kinds = [label.kind for label in self.labels.values()]
+        kinds = [{label.kind for label in labels} for labels in self.labels.values()]
         return LabelSummary(
-            labelled=kinds.count("agreed"),
-            ties=kinds.count("tie"),
-            skipped=kinds.count("skipped"),
-            unknown=kinds.count("unknown"),
-            empty=kinds.count("empty"),
+            labelled=self.count(),
+            ties=sum("tie" in found for found in kinds),
+            skipped=sum("skipped" in found for found in kinds),
+            unknown=sum("unknown" in found for found in kinds),
+            empty=sum(found == {"empty"} for found in kinds),
+            half=sum(
+                bool(found - {"skipped"}) and not self.annotators_of(task)
+                for task, found in zip(self.labels, kinds, strict=True)
+            )
+            if self._required
+            else 0,
         )
 
 

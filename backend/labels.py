@@ -1,4 +1,4 @@
-"""Annotations of Label Studio reduced to one label per task. Pure.
+"""Annotations of Label Studio reduced to one label per task and question. Pure.
 
 An annotation is a dict as it comes in exports, in webhooks and from /api/tasks; `completed_by` is an int in
 most and a dict in some. The rules, in this order:
@@ -10,6 +10,8 @@ most and a dict in some. The rules, in this order:
 5. Answers that the config does not know are kept aside and counted; they return with their label, because a changed
    config reduces all annotations anew.
 6. The label with most votes wins. A tie has no label: it is shown to people and not trained on.
+
+A question that an annotation does not answer says nothing about the image: it was hidden, or passed over.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from .labeling_config import Control, LabelingConfig
+from .controls import Condition, Control
+from .labeling_config import LabelingConfig
 
 Kind = Literal["agreed", "tie", "skipped", "unknown", "empty"]
 Votes = tuple[tuple[str, int], ...]
@@ -53,8 +56,18 @@ class _Answer:
 
 
 def reduce_annotations(annotations: Iterable[Any], config: LabelingConfig) -> Label:
-    """One label from all annotations of one task; never raises on odd shapes."""
-    control = config.control
+    """One label from all annotations of one task, to the first question; never raises on odd shapes."""
+    return reduce_to(annotations, config.control)
+
+
+def reduce_all(annotations: Iterable[Any], config: LabelingConfig) -> tuple[Label, ...]:
+    """A label to each question of the config, in its order; never raises on odd shapes."""
+    rows = list(annotations)
+    return tuple(reduce_to(rows, control) for control in config.controls)
+
+
+def reduce_to(annotations: Iterable[Any], control: Control) -> Label:
+    """One label to a question from all annotations of one task; never raises on odd shapes."""
     usable = [a for a in annotations if isinstance(a, Mapping)]
     submitted = [a for a in usable if not a.get("was_cancelled")]
     if not submitted:
@@ -66,6 +79,38 @@ def reduce_annotations(annotations: Iterable[Any], config: LabelingConfig) -> La
     label = _settle(counts, control.classes)
     ids = tuple(sorted(a.annotation_id for a in counted))
     return replace(label, annotation_ids=ids, ground_truth=bool(truths))
+
+
+def answers_all(annotation: Mapping[str, Any], controls: Sequence[Control]) -> bool:
+    """Whether an annotation answers every question that must be answered and was shown."""
+    result = annotation.get("result")
+    return all(
+        _value(result, control) is not None or not is_shown(result, control) for control in controls if control.required
+    )
+
+
+def is_shown(result: Any, control: Control) -> bool:
+    """Whether a question is shown to an annotator who gave the answers of `result`."""
+    items = [item for item in result if isinstance(item, Mapping)] if isinstance(result, list) else []
+    return all(_holds(condition, items, control) for condition in control.conditions)
+
+
+def _holds(condition: Condition, items: Sequence[Mapping[str, Any]], control: Control) -> bool:
+    chosen: list[str] = []
+    for item in items:
+        value = item.get("value")
+        if item.get("from_name") == control.name or condition.control not in ("", item.get("from_name")):
+            continue
+        if isinstance(value, Mapping):
+            chosen += _last_steps(value.get("choices")) + _last_steps(value.get("taxonomy"))
+    met = any(word in condition.labels for word in chosen) if condition.labels else bool(chosen)
+    return met == condition.chosen
+
+
+def _last_steps(chosen: Any) -> list[str]:
+    """Chosen labels; of a path its last step, which is what conditions look at."""
+    rows = chosen if isinstance(chosen, list) else [chosen]
+    return [str(row[-1] if isinstance(row, list) else row) for row in rows if row not in (None, [])]
 
 
 def class_indices(labels: Mapping[int, Label], classes: Sequence[str]) -> dict[int, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Order:
     left: np.ndarray  # int32
     strategy: str = ""  # that made the order ("" in files of older releases)
     explore: float = 0.0  # share of the places that the settings gave to chance
+    answers: tuple[training.HeadAnswers, ...] = ()  # of each question, where there is more than one single choice
+    worth: np.ndarray | None = None  # int8, place in `answers` of the question worth asking most, -1: none
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,12 +45,33 @@ class Order:
 
     def head(self, count: int) -> Order:
         """The first `count` tasks; their scores are kept."""
-        return Order(**{**self.__dict__, **{name: getattr(self, name)[:count] for name in _ARRAYS}})
+        cut = {name: getattr(self, name)[:count] for name in _ARRAYS}
+        rows = np.arange(len(self))[:count]
+        answers = tuple(answer.take(rows) for answer in self.answers)
+        worth = None if self.worth is None else self.worth[:count]
+        return Order(**{**self.__dict__, **cut, "answers": answers, "worth": worth})
 
-    def shown_label(self, row: int, above: float) -> str | None:
-        """The pre-label of a row: only where the model is sure enough, so that nobody is led astray."""
+    def said(self, row: int) -> list[tuple[str, Any, float]]:
+        """What the model answers to a row: (name of the question, "" where there is one; answer; confidence)."""
+        if self.answers:
+            return said(self.answers, row)
         index = int(self.label[row])
-        return self.classes[index] if 0 <= index < len(self.classes) and self.confidence[row] >= above else None
+        return [("", self.classes[index], float(self.confidence[row]))] if 0 <= index < len(self.classes) else []
+
+    def question(self, row: int) -> str:
+        """Name of the question of a row whose answer is worth most; "" where there is one question only."""
+        place = -1 if self.worth is None or len(self.answers) < 2 else int(self.worth[row])
+        return self.answers[place].spec.name if place >= 0 else ""
+
+
+def said(answers: Sequence[training.HeadAnswers], row: int) -> list[tuple[str, Any, float]]:
+    """What heads answer to a row: (name, answer, confidence)."""
+    found = []
+    for answer in answers:
+        target = answer.target(row)
+        if target is not None:
+            found.append((answer.spec.name, answer.spec.said(target), float(answer.confidence[row])))
+    return found
 
 
 _ARRAYS = ("ids", "scores", "confidence", "label", "reason", "propensity", "share", "left")
@@ -71,6 +95,8 @@ def from_ranking(
         left=ranking.odds.left,
         strategy=strategy,
         explore=explore,
+        answers=ranking.answers,
+        worth=ranking.worth,
     )
 
 
@@ -79,6 +105,7 @@ def write_order(path: Path, order: Order) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with part.open("wb") as file:
+        arrays: dict[str, Any] = {name: getattr(order, name) for name in _ARRAYS} | _heads_arrays(order)
         np.savez(
             file,
             version=np.array(order.version),
@@ -86,7 +113,7 @@ def write_order(path: Path, order: Order) -> None:
             classes=np.array(order.classes, dtype=np.str_),
             strategy=np.array(order.strategy),
             explore=np.array(order.explore),
-            **{name: getattr(order, name) for name in _ARRAYS},
+            **arrays,
         )
     os.replace(part, path)
 
@@ -105,6 +132,7 @@ def read_order(path: Path) -> Order | None:
                 label=data["label"],
                 reason=data["reason"],
                 **_odds(data),
+                **_heads(data),
             )
     except (FileNotFoundError, ValueError, KeyError, OSError, EOFError):
         return None
@@ -117,3 +145,23 @@ def _odds(data: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {"propensity": np.full(n, np.nan), "share": np.full(n, np.nan), "left": np.zeros(n, np.int32)}
     arrays: dict[str, Any] = {name: data[name] for name in ("propensity", "share", "left")}
     return {**arrays, "strategy": str(data["strategy"]), "explore": float(data["explore"])}
+
+
+def _heads_arrays(order: Order) -> dict[str, np.ndarray]:
+    """What is kept of several heads."""
+    if not order.answers or order.worth is None:
+        return {}
+    found = {"heads": np.array(json.dumps([answer.spec.record() for answer in order.answers])), "worth": order.worth}
+    for place, answer in enumerate(order.answers):
+        found |= {f"answer_{place}": answer.answer, f"sure_{place}": answer.confidence}
+    return found
+
+
+def _heads(data: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if "heads" not in data:
+        return {}
+    specs = [training.HeadSpec.of(record) for record in json.loads(str(data["heads"]))]
+    answers = tuple(
+        training.HeadAnswers(spec, data[f"answer_{place}"], data[f"sure_{place}"]) for place, spec in enumerate(specs)
+    )
+    return {"answers": answers, "worth": data["worth"]}

@@ -10,6 +10,7 @@ from training import api as training
 
 from .dispatch import Dispatcher
 from .errors import BackendError, UnsupportedLabelConfig
+from .fine_tune import tuning_sentence
 from .order import Order, read_order
 from .ports import ProjectOverview, QueueEntry
 from .project import ProjectDesk, Workshop
@@ -51,7 +52,6 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
     order = read_order(desk.home / SERVED_FILE)
     annotated = state.annotated_ids(project_id)
     unlabelled = sum(t not in annotated for t in tasks.ids)
-    representation = desk.model.representation()
     try:
         strategy = desk.options.strategy or workshop.settings.strategy
     except UnsupportedLabelConfig:
@@ -68,14 +68,23 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         tasks=len(tasks.ids),
         unlabelled=unlabelled,
         accuracy=accuracy_sentence(live),
-        representation=representation.note if representation else "nothing is embedded yet",
+        representation=_representation(workshop, desk),
         strategy=f"{strategy}: {note}" if note else strategy,
         warnings=_warnings(workshop, project_id, desk),
         queue=_queue(order, annotated) if order else (),
         events=state.events(project_id)[:10],
         jobs=jobs,
         quality=quality_sentences(live, state.get(project_id, "possible_labels")),
+        questions=question_sentences(live),
     )
+
+
+def _representation(workshop: Workshop, desk: ProjectDesk) -> str:
+    representation = desk.model.representation()
+    if representation is None:
+        return "nothing is embedded yet"
+    enabled = workshop.settings.tune and desk.model.can_fine_tune()
+    return f"{representation.note} {tuning_sentence(desk.home, enabled, workshop.settings.tune_from)}".strip()
 
 
 def label_sentences(summary: Mapping[str, int]) -> list[str]:
@@ -90,15 +99,35 @@ def label_sentences(summary: Mapping[str, int]) -> list[str]:
             f"{summary['unknown']} task(s) have a label that the labelling config does not list; they count again when "
             "the label is back"
         )
+    if summary.get("half"):
+        found.append(
+            f"{summary['half']} task(s) lack an answer that the labelling config requires; they are asked again last"
+        )
     return found
 
 
 def accuracy_sentence(live: training.VersionInfo | None) -> str:
-    """Audit accuracy with its interval, or why there is none."""
+    """Audit accuracy with its interval, or why there is none; of several questions their mean."""
     if live is None:
         return "no model yet: the first tasks are chosen to cover the pool"
-    n = int(live.metrics.get("audit_n") or 0)
-    accuracy, low, high = (live.metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
+    if not live.others:
+        return _accuracy(live.metrics)
+    known = [accuracy for head in live.heads if (accuracy := head.metrics.get("accuracy")) is not None]
+    if not known:
+        return _accuracy({})
+    return f"{sum(known) / len(known):.1%} on average over {len(known)} of {len(live.heads)} questions, see there"
+
+
+def question_sentences(live: training.VersionInfo | None) -> tuple[tuple[str, str], ...]:
+    """(name, how well it is answered) of each question, where there are several."""
+    if live is None or not live.others:
+        return ()
+    return tuple((h.spec.name, f"{_accuracy(h.metrics)}; {h.labels_used} labels learnt from") for h in live.heads)
+
+
+def _accuracy(metrics: Mapping[str, float | None]) -> str:
+    n = int(metrics.get("audit_n") or 0)
+    accuracy, low, high = (metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
     if not n or accuracy is None or low is None or high is None:
         return "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
     return f"{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, {n} audit labels)"
@@ -124,6 +153,12 @@ def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]],
 def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
     state = workshop.state
     found = [str(text) for name in ("problem", "trouble") if (text := state.get(project_id, name))]
+    kept_back = state.get(project_id, "kept_back")
+    if kept_back:
+        found.append(
+            f"the newest model version {kept_back['version']} is kept back: {kept_back['words']}. The order stays with "
+            f"the live one; `askfirst promote {kept_back['version']} --project {project_id}` overrules this"
+        )
     found += label_sentences(state.get(project_id, "label_summary") or {})
     unreadable = state.get(project_id, "unreadable_count")
     if unreadable:
@@ -164,6 +199,8 @@ def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:
                 float(order.confidence[row]),
                 order.classes[label] if 0 <= label < len(order.classes) else None,
                 training.REASONS[int(order.reason[row])],
+                tuple((name, str(value), sure) for name, value, sure in order.said(row)) if order.answers else (),
+                order.question(row),
             )
         )
         if len(entries) == HEAD:

@@ -49,6 +49,7 @@ class Pick:
     left: int
     strategy: str
     explore: float  # share of the places that the settings gave to chance
+    question: str = ""  # whose answer was worth most, where there are several
 
 
 @dataclass(frozen=True)
@@ -207,14 +208,14 @@ class PickLog:
             return
         self._home.mkdir(parents=True, exist_ok=True)
         part = self._home / f".{OFFERED_FILE}.{uuid.uuid4().hex}"
-        part.write_text(json.dumps({str(task): vars(pick) for task, pick in newest}), encoding="utf-8")
+        part.write_text(json.dumps({str(task): _record(pick) for task, pick in newest}), encoding="utf-8")
         os.replace(part, self._home / OFFERED_FILE)
 
     def _append(self, found: Sequence[LabelledPick]) -> None:
         if not found:
             return
         self._home.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps({"task": f.task, "at": round(f.at, 3), **vars(f.pick)}) + "\n" for f in found)
+        lines = "".join(json.dumps({"task": f.task, "at": round(f.at, 3), **_record(f.pick)}) + "\n" for f in found)
         with (self._home / LOG_FILE).open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -252,7 +253,7 @@ def read_picks(home: Path) -> Iterator[LabelledPick]:
 def _parsed(data: bytes) -> Iterator[LabelledPick]:
     names = [field.name for field in fields(Pick)]
     for raw in _lines(data):
-        yield LabelledPick(raw["task"], raw["at"], Pick(**{name: raw[name] for name in names}))
+        yield LabelledPick(raw["task"], raw["at"], Pick(**{name: raw[name] for name in names if name in raw}))
 
 
 def _lines(data: bytes) -> Iterator[dict[str, Any]]:
@@ -266,6 +267,11 @@ def _lines(data: bytes) -> Iterator[dict[str, Any]]:
             yield raw
 
 
+def _record(pick: Pick) -> dict[str, Any]:
+    """As JSON values; the question is told where there are several."""
+    return {name: value for name, value in vars(pick).items() if name != "question" or value}
+
+
 def _pick(order: Order, row: int, version: str) -> Pick:
     return Pick(
         order=version,
@@ -277,4 +283,5 @@ def _pick(order: Order, row: int, version: str) -> Pick:
         left=int(order.left[row]),
         strategy=order.strategy,
         explore=order.explore,
+        question=order.question(row),
     )

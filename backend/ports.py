@@ -46,6 +46,8 @@ class QueueEntry:
     confidence: float
     label: str | None
     reason: str
+    answers: Sequence[tuple[str, str, float]] = ()  # (question, guess, confidence), where there are several questions
+    question: str = ""  # of these, whose answer is worth most
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ProjectOverview:
     events: Sequence[dict[str, Any]] = ()  # newest first: {"at": unix seconds, "what": text}
     jobs: Sequence[dict[str, Any]] = ()  # {"id", "what", "state", "progress": "3/10" | "", "since": unix seconds}
     quality: Sequence[tuple[str, str]] = ()  # (what it is about, sentence): calibration, ranking of errors, sets
+    questions: Sequence[tuple[str, str]] = ()  # (name, how well it is answered), where there are several
 
 
 @dataclass(frozen=True)

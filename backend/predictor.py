@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
 from training import api as training
 
+from .heads import shown_answers
 from .labeling_config import LabelingConfig
-from .order import Order, read_order
+from .order import Order, read_order, said
 from .project import ProjectFiles, model_spec
 from .settings import Settings
-from .wire import no_answer, parse_task, to_prediction
+from .wire import no_answer, parse_task, prediction_of
 
 log = structlog.get_logger(__name__)
 
@@ -96,8 +96,8 @@ class Predictor:
         """One result per task, same order, whatever happens.
 
         A task of the served order gets the score it was pushed with. Any other embedded task gets its calibrated
-        confidence; one that is not embedded, the confidence of guessing. An interactive request shows the model's
-        answer however unsure: somebody asked for it.
+        confidence (of several answers the mean); one that is not embedded, the confidence of guessing. An interactive
+        request shows the model's answer however unsure: somebody asked for it.
         """
         version = self.model_version(home)
         if home is None or config is None:
@@ -118,27 +118,34 @@ class Predictor:
         rows = found.rows or {}
         live = found.model.live()
         others = [t for t in ids if t is not None and (t not in rows or interactive)]
-        known: dict[int, tuple[str, float]] = {}
-        if live is not None and others:
-            predictions = found.model.predict(live.id, others)
-            best = predictions.probabilities.argmax(axis=1) if len(others) else np.zeros(0, dtype=np.int64)
-            known = {
-                t: (live.classes[int(best[i])], float(predictions.probabilities[i, best[i]]))
-                for i, t in enumerate(others)
-                if predictions.known[i]
-            }
+        known = _known(found.model, live, others) if live is not None and others else {}
         answers = []
         for task in ids:
             if task is not None and task in rows and found.order is not None:
-                row = rows[task]
-                score, confidence = float(found.order.scores[row]), float(found.order.confidence[row])
-                label = found.order.shown_label(row, above)
+                score, said = float(found.order.scores[rows[task]]), found.order.said(rows[task])
                 if interactive and task in known:
-                    label, confidence = known[task]
+                    said = known[task]
             elif task is not None and task in known:
-                guess, confidence = known[task]
-                score, label = confidence, guess if interactive or confidence >= above else None
+                said = known[task]
+                score = sum(confidence for _, _, confidence in said) / len(said)
             else:
-                score, label, confidence = 1 / max(2, len(config.classes)), None, 0.0
-            answers.append(to_prediction(None, label, min(max(score, 0.0), 1.0), version, config.control, confidence))
+                score, said = 1 / max(2, len(config.classes)), []
+            shown = shown_answers(said, config, above, all_of_them=interactive)
+            answers.append(prediction_of(None, shown, min(max(score, 0.0), 1.0), version))
         return answers
+
+
+def _known(
+    model: training.ProjectModel, live: training.VersionInfo, tasks: list[int]
+) -> dict[int, list[tuple[str, Any, float]]]:
+    """What the live version answers to the tasks that are embedded, as `Order.said`."""
+    if not live.is_plain:
+        answers = model.predict_heads(live.id, tasks)
+        return {t: found for i, t in enumerate(tasks) if (found := said(answers, i))}
+    predictions = model.predict(live.id, tasks)
+    best = predictions.probabilities.argmax(axis=1)
+    return {
+        t: [("", live.classes[int(best[i])], float(predictions.probabilities[i, best[i]]))]
+        for i, t in enumerate(tasks)
+        if predictions.known[i]
+    }

@@ -15,10 +15,9 @@ from typing import Any
 import structlog
 
 from .errors import LabelStudioRejected
-from .labeling_config import Control
 from .ls_client import LabelStudioClient, Project
 from .state import State
-from .wire import to_prediction
+from .wire import Answer, prediction_of
 
 log = structlog.get_logger(__name__)
 
@@ -32,12 +31,11 @@ FRONT_TASKS = 5  # tasks changed in place beside one for each annotator
 
 @dataclass(frozen=True)
 class Row:
-    """One task of an order: its score and, where the model is sure enough, the label shown to annotators."""
+    """One task of an order: its score and, where the model is sure enough, the answers shown to annotators."""
 
     task_id: int
     score: float
-    label: str | None
-    confidence: float
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,6 @@ class QueuePusher:
         project_id: int,
         rows: Sequence[Row],
         version: str,
-        control: Control,
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[int]:
@@ -106,7 +103,7 @@ class QueuePusher:
         while start < len(rows):
             chunk = rows[start : start + size]
             started = time.monotonic()
-            kept += self._store_chunk(project_id, chunk, version, control)
+            kept += self._store_chunk(project_id, chunk, version)
             beyond = time.monotonic() - started - ROW_S * len(chunk)
             if len(chunk) <= self._chunk:
                 self._state.put(project_id, "import_s", round(max(0.0, beyond), 3))
@@ -116,11 +113,11 @@ class QueuePusher:
                 progress(len(kept), len(rows))
         return kept
 
-    def _store_chunk(self, project_id: int, rows: Sequence[Row], version: str, control: Control) -> list[int]:
+    def _store_chunk(self, project_id: int, rows: Sequence[Row], version: str) -> list[int]:
         """Import rows; when one names a task that is gone, Label Studio refuses all: halve until it is found."""
         try:
             created = self._ls.import_predictions(
-                project_id, [to_prediction(r.task_id, r.label, r.score, version, control, r.confidence) for r in rows]
+                project_id, [prediction_of(r.task_id, r.answers, r.score, version) for r in rows]
             )
         except LabelStudioRejected as error:
             if error.label_studio_status != 400:
@@ -130,8 +127,8 @@ class QueuePusher:
                 log.warning("prediction refused", project=project_id, task=rows[0].task_id, answer=error.body)
                 return []
             half = len(rows) // 2
-            return self._store_chunk(project_id, rows[:half], version, control) + self._store_chunk(
-                project_id, rows[half:], version, control
+            return self._store_chunk(project_id, rows[:half], version) + self._store_chunk(
+                project_id, rows[half:], version
             )
         if created < len(rows):
             log.warning("Label Studio dropped predictions", project=project_id, sent=len(rows), kept=created)

@@ -16,6 +16,7 @@ import structlog
 from training import api as training
 
 from .errors import BackendError, UnsupportedLabelConfig
+from .heads import answers_in_names, asked_the_same, asking_of, shown_answers, specs_of
 from .label_book import LabelBook
 from .labeling_config import LabelingConfig
 from .order import Order, from_ranking, read_order, write_order
@@ -102,9 +103,7 @@ class Refresher:
         self._look_at_what_is_left()
         clock.lap("quality")
         state.clean(desk.id, "flags", {f: n for f, n in flags.items() if f in ("train", "project")})
-        outcome = Outcome(
-            fitted=fitted, waited=waited, pushed=pushed, labels=len(self.book.classes(config)), seconds=clock.laps
-        )
+        outcome = Outcome(fitted=fitted, waited=waited, pushed=pushed, labels=self.book.count(), seconds=clock.laps)
         # What this run stood on: by this a later change is told from our own. Label Studio's answer to our flip may
         # bring a config that somebody saved in the same moment, and the event of that has passed already.
         state.put(desk.id, "settings_used", used)
@@ -141,26 +140,34 @@ class Refresher:
         return config
 
     # ------------------------------------------------------------------ learning
-    def split(self) -> tuple[dict[int, int], dict[int, int]]:
-        """(labels to train on, labels to measure with): task -> class index."""
+    def split(self) -> list[training.HeadLabels]:
+        """Of each question: answers to train on, and to measure with."""
         embedded = set(self.desk.model.embedded_ids().tolist())
-        labels = {t: c for t, c in self.book.classes(self.desk.config).items() if t in embedded}
-        audit = {t: c for t, c in labels.items() if self.desk.audit(t)}
-        return {t: c for t, c in labels.items() if t not in audit}, audit
+        found = []
+        for spec, targets in zip(specs_of(self.desk.config), self.book.targets(self.desk.config), strict=True):
+            known = {t: target for t, target in targets.items() if t in embedded}
+            audit = {t: target for t, target in known.items() if self.desk.audit(t)}
+            found.append(training.HeadLabels(spec, {t: c for t, c in known.items() if t not in audit}, audit))
+        return found
 
     def _fit(self, asked: bool) -> tuple[str | None, str | None]:
-        desk, config = self.desk, self.desk.config
-        train, audit = self.split()
+        desk = self.desk
+        heads = self.split()
+        train = {t for labels in heads for t in labels.train}
+        audit = {t for labels in heads for t in labels.audit}
         newest = desk.model.newest()
-        known = {} if newest is None else desk.model.labels_of(newest.id)
-        now = {t: config.classes[c] for t, c in (train | audit).items()}
+        known = {} if newest is None else desk.model.answers_of(newest.id)
+        now = answers_in_names(heads)
         in_use = desk.model.representation()
         representation = in_use.id if in_use else None
         facts = LabelFacts(
             count=len(train),
             changed=sum(now.get(t) != known.get(t) for t in now.keys() | known.keys()),
             outdated=newest is not None
-            and (newest.classes != config.classes or newest.representation != representation),
+            and (
+                not asked_the_same(newest.specs, [labels.spec for labels in heads])
+                or newest.representation != representation
+            ),
             fitted=newest is not None,
         )
         settings = desk.workshop.settings
@@ -169,12 +176,15 @@ class Refresher:
             min_annotations=max(desk.project.min_annotations, desk.options.min_labels or 0),
         )
         decision = decide_fit(facts, policy, asked=asked)
+        free = (desk.files.pin() or {}).get("kind") != "model version"
         if isinstance(decision, Wait):
+            undecided = desk.model.undecided() if free else None
+            if undecided is not None:
+                self._note_verdict(undecided, desk.model.judge_heads(undecided, heads))
             return None, decision.reason.value
         assert isinstance(decision, Fit)
-        version = desk.model.fit(
-            training.LabelledSet(labels=train, classes=config.classes, weights=None),
-            training.LabelledSet(labels=audit, classes=config.classes, weights=None),
+        version = desk.model.fit_heads(
+            heads,
             generation=(newest.generation if newest else 0) + 1,
             source={
                 "project": desk.id,
@@ -183,11 +193,24 @@ class Refresher:
                 "audit": len(audit),
             },
         )
-        if (desk.files.pin() or {}).get("kind") != "model version":
-            desk.model.promote(version.id)
+        if free:
+            self._note_verdict(version.id, desk.model.judge_heads(version.id, heads))
         if version.generation % PRUNE_EVERY == 0:
             desk.model.prune(settings.keep_versions)
         return version.id, None
+
+    def _note_verdict(self, version: str, verdict: training.Verdict) -> None:
+        """Show that a version is kept back, and say it once: with every label there is another like it."""
+        desk, state = self.desk, self._state
+        before = state.get(desk.id, "kept_back")
+        if verdict.promoted:
+            if before is not None:
+                state.drop(desk.id, "kept_back")
+                state.note(desk.id, f"version {version} is live: {verdict.words}")
+            return
+        state.put(desk.id, "kept_back", {"version": version, "words": verdict.words})
+        if before is None:
+            state.note(desk.id, f"version {version} was kept back: {verdict.words}")
 
     def _look_at_what_is_left(self) -> None:
         """Keep for the status page what labels the live version thinks possible for the unlabelled images, by a
@@ -275,6 +298,7 @@ class Refresher:
             seed=settings.seed,
             last=late,
             skipped=self.book.skipped(),
+            asking=asking_of(config),
         )
         self._state.put(desk.id, "strategy_note", ranking.note)
         return from_ranking(ranking, live.classes if live else config.classes, strategy=strategy, explore=explore)
@@ -332,10 +356,10 @@ class Refresher:
         version = version_string(order.model or None, kind)
         above = settings.prelabel_above if desk.options.prelabel_above is None else desk.options.prelabel_above
         rows = [
-            Row(int(t), float(s), order.shown_label(i, above), float(order.confidence[i]))
+            Row(int(t), float(s), shown_answers(order.said(i), desk.config, above))
             for i, (t, s) in enumerate(zip(order.ids, order.scores, strict=True))
         ]
-        if not pusher.store(desk.id, rows, version, desk.config.control, progress=progress):
+        if not pusher.store(desk.id, rows, version, progress=progress):
             raise BackendError("Label Studio kept none of the predictions; the list of tasks is read again")
         if kind == "full":
             write_order(desk.home / FULL_FILE, order.named(version))
@@ -373,7 +397,7 @@ class Refresher:
             ids=tuple(order.ids.tolist()),
             pool=self.pool_mark(tasks),
             at=time.time(),
-            labels=len(self.book.classes(desk.config)),
+            labels=self.book.count(),
         )
         after = QueuePusher(desk.workshop.ls, self._state).flip(desk.project, pushed)
         self.picks.after_serving(order, self._sent(), self.book.active_annotators())
@@ -408,6 +432,6 @@ class Refresher:
         write_pushed(
             self._state,
             desk.id,
-            replace(pushed, model=order.model or None, at=time.time(), labels=len(self.book.classes(desk.config))),
+            replace(pushed, model=order.model or None, at=time.time(), labels=self.book.count()),
         )
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .controls import Control
 from .errors import BadPayload
-from .labeling_config import Control
 
 UNDEFINED_KEY = "$undefined$"  # data key of tasks imported as a plain list before the config named a key
 MAX_GAP = 1e-6  # least distance of neighbouring scores; small enough to vanish in a percentage
@@ -65,6 +65,15 @@ def order_scores(confidence_in_order: npt.ArrayLike) -> npt.NDArray[np.float64]:
 # ---- predictions
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An answer to be shown before anybody gave one."""
+
+    control: Control
+    value: str  # a class of the control
+    confidence: float | None = None  # calibrated chance that it is right, kept on the result itself
+
+
 def to_prediction(
     task_id: int | None,
     label: str | None,
@@ -73,16 +82,21 @@ def to_prediction(
     control: Control,
     confidence: float | None = None,
 ) -> dict[str, Any]:
+    """A prediction with the answer to one question at most, as `prediction_of`; `label` None gives `result: []`."""
+    answers = () if label is None else (Answer(control, label, confidence),)
+    return prediction_of(task_id, answers, score, version)
+
+
+def prediction_of(task_id: int | None, answers: Sequence[Answer], score: float, version: str) -> dict[str, Any]:
     """A prediction as Label Studio stores it.
 
     Args:
         task_id: the task for /import/predictions; None for a /predict item, whose task is known by its place.
-        label: the pre-label; None gives `result: []`, which orders the task without anchoring the annotator.
-            A label that is not a class of `control` (removed meanwhile) counts as None, since Label Studio
-            drops such predictions silently and a task without a prediction is never asked.
+        answers: pre-labels, one of a control at most; none gives `result: []`, which orders the task without anchoring
+            the annotator. What its control does not know (removed meanwhile) is left out, since Label Studio drops such
+            predictions silently and a task without a prediction is never asked.
         score: wire score in [0, 1], low = asked first; see `order_scores`.
         version: model version string; Label Studio matches it with project.model_version.
-        confidence: calibrated probability of `label`, kept on the result itself.
     Raises:
         ValueError: score outside [0, 1] or NaN, empty version.
     """
@@ -90,20 +104,30 @@ def to_prediction(
         raise ValueError(f"a wire score lies in [0, 1], got {score!r}")
     if not version:
         raise ValueError("a prediction needs a version: Label Studio cannot select or delete one without")
-    prediction: dict[str, Any] = {"result": [], "score": float(score), "model_version": version}
-    if label is not None and label in control.classes:
-        item: dict[str, Any] = {
-            "from_name": control.name,
-            "to_name": control.to_name,
-            "type": control.kind,
-            "value": {"choices": [label]},
-        }
-        if confidence is not None and math.isfinite(confidence):
-            item["score"] = float(confidence)
-        prediction["result"].append(item)
+    prediction: dict[str, Any] = {
+        "result": [item for item in map(_item, answers) if item is not None],
+        "score": float(score),
+        "model_version": version,
+    }
     if task_id is not None:
         prediction["task"] = task_id
     return prediction
+
+
+def _item(answer: Answer) -> dict[str, Any] | None:
+    """The result item of an answer; None when its control does not know it."""
+    control = answer.control
+    if answer.value not in control.classes:
+        return None
+    item: dict[str, Any] = {
+        "from_name": control.name,
+        "to_name": control.to_name,
+        "type": control.kind,
+        "value": {"choices": [answer.value]},
+    }
+    if answer.confidence is not None and math.isfinite(answer.confidence):
+        item["score"] = float(answer.confidence)
+    return item
 
 
 def no_answer(version: str, score: float = 1.0) -> dict[str, Any]:

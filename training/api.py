@@ -9,20 +9,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .answers import HeadAnswers, Output, outputs_of
 from .embedding_table import as_ids
 from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
-from .evaluate import Comparison, audit_is_enough, audit_metrics, compare
-from .pool_labels import audit_mask, embedded_labels, error_ranking, rows_of_labels
-from .pool_view import SELECTION_DIMS, PoolView
-from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking, set_metrics
+from .evaluate import audit_is_enough
+from .gate import Comparison, Verdict, decide
+from .head_comparison import Measured, compare_sides, measure_answers, same_question
+from .joint import Asking, Shown, as_log_probabilities, join, ranking_of_heads
+from .pool_labels import audit_mask, rows_of_labels
+from .pool_view import PoolView
+from .quality import FEWEST_FOR_SETS, MISSES, ErrorRanking
 from .ranking import (
     REASONS,
     AuditStream,
@@ -36,17 +41,31 @@ from .ranking import (
     unread_only,
 )
 from .representation import ModelSpec, Representation, Representations
+from .run_record import RunRecord, read_record
+from .targets import HeadLabels, HeadSpec, Kind, Target
+from .tuning import Epoch, OnEpoch, OnStep, Step, TuneSettings
 from .values import EmbedReport, Example, LabelledSet, PossibleLabels, Predictions
-from .versions import FitState, StoredVersion, VersionContent, VersionInfo, VersionStore
+from .version_values import HeadInfo, StoredHead, StoredVersion, VersionContent, VersionInfo
+from .versions import VersionStore
+
+if TYPE_CHECKING:
+    from .fine_tuning import FineTuned
 
 __all__ = [
     "REASONS",
+    "Asking",
     "AuditStream",
     "Comparison",
     "DataError",
     "EmbedReport",
+    "Epoch",
     "ErrorRanking",
     "Example",
+    "HeadAnswers",
+    "HeadInfo",
+    "HeadLabels",
+    "HeadSpec",
+    "Kind",
     "LabelledSet",
     "ModelSpec",
     "NoTrainableExamples",
@@ -57,21 +76,28 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Representation",
+    "RunRecord",
     "Shares",
+    "Shown",
+    "Step",
     "StrategyInfo",
+    "Target",
     "TrainingError",
+    "TuneSettings",
     "UnreadableImage",
+    "Verdict",
     "VersionInfo",
     "VersionMissing",
     "get_strategy",
     "list_strategies",
+    "read_record",
     "warm_up",
 ]
 
 Ids = NDArray[np.int64]
 _AUDIT_SHARE = 0.1  # of all places in the order, while the audit slice is too small to say much
 _HEADS_IN_MEMORY = 4
-_DUPLICATE = 0.98  # cosine above which labelled examples share a fold
+_AS_ANY = Asking()
 
 
 class StrategyInfo(Protocol):
@@ -126,6 +152,7 @@ class ProjectModel:
     def __init__(self, home: Path, spec: ModelSpec) -> None:
         self._representations = Representations(home, spec)
         self._home = home
+        self._spec = spec
         self._versions = VersionStore(home)
         self._views: dict[str, PoolView] = {}
         self._heads: OrderedDict[str, StoredVersion] = OrderedDict()
@@ -202,6 +229,67 @@ class ProjectModel:
         if view is not None:
             view.refresh()
 
+    # ------------------------------------------------------------------ a network of its own
+    def can_fine_tune(self) -> bool:
+        """Whether there are trained weights to start from."""
+        return self._spec.weights is not None
+
+    def fine_tune(
+        self,
+        heads: Sequence[HeadLabels],
+        examples: Sequence[Example],
+        load: Callable[[Example], bytes],
+        settings: TuneSettings,
+        folder: Path,
+        *,
+        groups: Mapping[int, str] | None = None,
+        on_step: OnStep = lambda step: None,
+        on_epoch: OnEpoch = lambda epoch: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> FineTuned:
+        """As `fine_tuning.fine_tune`; nothing that is in use changes."""
+        from .fine_tuning import fine_tune
+
+        view = self._current_view()
+        if view is None:
+            raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
+        return fine_tune(
+            self._representations,
+            view,
+            heads,
+            examples,
+            load,
+            settings,
+            folder,
+            groups=groups,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            should_stop=should_stop,
+        )
+
+    def embed_in(
+        self,
+        representation: str,
+        examples: Sequence[Example],
+        load: Callable[[Example], bytes],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EmbedReport:
+        """As `embed`, with a fine-tuned network that is not in use yet."""
+        from .embeddings import EmbeddingStore
+
+        store = EmbeddingStore(self._home / "pool", self._representations.embedder(representation))
+        report = store.embed(examples, load, progress=progress, should_stop=should_stop)
+        self._view(representation).refresh()
+        return EmbedReport(report.embedded, report.skipped, report.unreadable, report.seconds)
+
+    def drop_representation(self, representation: str) -> None:
+        """Remove one that is not in use, with its embeddings."""
+        with self._lock:
+            self._views.pop(representation, None)
+        self._representations.drop(representation)
+
     # ------------------------------------------------------------------ learning
     def fit(self, labelled: LabelledSet, audit: LabelledSet, *, generation: int, source: dict[str, Any]) -> VersionInfo:
         """Fit a head, measure it on the audit labels, store it as a candidate version.
@@ -217,92 +305,159 @@ class ProjectModel:
             NoTrainableExamples, LabelSpaceChanged: the two sets are for different classes;
             DataError: a label is not in `classes`; TrainingDiverged.
         """
-        from .blas import one_thread
-        from .head import Start, fit_head
-
         if audit.classes != labelled.classes:
             raise LabelSpaceChanged(
                 set(labelled.classes) - set(audit.classes), set(audit.classes) - set(labelled.classes)
             )
-        classes = labelled.classes
-        view = self._current_view()
-        train = {} if view is None else embedded_labels(view, labelled, leave_out=audit.labels)
-        if view is None or not train:
-            raise NoTrainableExamples(labelled=len(labelled.labels), embedded=len(train))
-        held_out = embedded_labels(view, audit, leave_out={})
-        representation = self.representation()
-        assert representation is not None
-        space = view.space()
-        features = view.rows(as_ids(list(train)))
-        weights = None if labelled.weights is None else [labelled.weights.get(i, 1.0) for i in train]
+        spec = HeadSpec(classes=labelled.classes)
+        heads = [HeadLabels(spec, labelled.labels, audit.labels, labelled.weights)]
+        return self.fit_heads(heads, generation=generation, source=source)
 
-        def groups() -> Ids:
-            from uncertainty.duplicates import near_duplicate_groups
+    def fit_heads(
+        self,
+        heads: Sequence[HeadLabels],
+        *,
+        generation: int,
+        source: dict[str, Any],
+        representation: str | None = None,
+    ) -> VersionInfo:
+        """Fit a head for each question, measure each on its own audit labels, store them as one candidate version.
 
-            return near_duplicate_groups(space.reduced(features, SELECTION_DIMS), _DUPLICATE)
+        An example that one question knows nothing of is left out there alone.
 
-        before = self._start(representation.id, classes)
-        measured = as_ids(list(held_out))
-        truth = np.array(list(held_out.values()), np.int64)
+        Args:
+            heads: at least one; names are distinct.
+            generation, source: as `fit`.
+            representation: id; None: the one in use.
+        Raises:
+            NoTrainableExamples: no question has a label of an embedded example; DataError: a target that is no answer
+            to its question; TrainingDiverged.
+        """
+        from .blas import one_thread
+        from .head_fits import embedded, fit_heads
+
+        if representation is None:
+            current = self.representation()
+            representation = None if current is None else current.id
+        view = None if representation is None else self._view(representation)
+        known = [embedded(view, labels) for labels in heads]
+        if view is None or representation is None or not any(labels.train for labels in known):
+            raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
+        starts = self._starts(representation, [labels.spec for labels in known])
         with one_thread():
-            fit = fit_head(
-                features,
-                list(train.values()),
-                len(classes),
-                space,
-                weights=weights,
-                groups=groups,
-                start=None if before is None else Start(before.head, **vars(before.state)),
-            )
-            logits = fit.head.logits(view.rows(measured))
-            probabilities = np.exp(fit.head.log_probabilities(logits))
-            metrics = audit_metrics(probabilities, truth) | set_metrics(probabilities, truth)
-            ranking = error_ranking(view, logits, fit.head.temperature, held_out, train)
+            fitted = fit_heads(view, known, starts)
         return self._versions.write(
-            VersionContent(
-                generation=generation,
-                classes=classes,
-                head=fit.head,
-                state=FitState(fit.regularisation, fit.regularisation_labels, fit.temperature_labels),
-                labels=train,
-                weights=None if labelled.weights is None else {i: labelled.weights.get(i, 1.0) for i in train},
-                audit=held_out,
-                metrics=metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
-                representation=representation.id,
-                source=source,
-                error_ranking=ranking,
-            )
+            VersionContent.of(fitted, generation=generation, representation=representation, source=source)
         )
 
     def compare(self, candidate: str, live: str, audit: LabelledSet) -> Comparison:
-        """Paired test of two versions on audit labels that both can predict."""
-        ids = as_ids(list(audit.labels))
-        truth = np.array([audit.classes[index] for index in audit.labels.values()], dtype=object)
-        sides = []
-        for version in (candidate, live):
-            predictions = self.predict(version, ids)
-            names = np.array(self._load(version).info.classes, dtype=object)
-            sides.append((predictions.known, names[predictions.probabilities.argmax(axis=1)] == truth))
-        both = sides[0][0] & sides[1][0]
-        return compare(sides[0][1][both], sides[1][1][both])
+        """Paired test of two versions on audit labels that both can predict; their classes may differ.
+
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
+        return self.compare_heads(candidate, live, [HeadLabels(HeadSpec(classes=audit.classes), {}, audit.labels)])
+
+    def compare_heads(self, candidate: str, live: str, heads: Sequence[HeadLabels]) -> Comparison:
+        """Paired test of two versions on the audit answers that both can predict, example by example: whether all of
+        its answers are right, and the mean distance of what is stated from the truth.
+
+        Questions that one of the versions is not asked are left out.
+
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
+        ids = as_ids(sorted({i for labels in heads for i in labels.audit}))
+        sides = [self._side(version, ids, heads) for version in (candidate, live)]
+        return compare_sides(sides[0], sides[1])
+
+    def _side(self, version: str, ids: Ids, heads: Sequence[HeadLabels]) -> list[Measured | None]:
+        """What a version makes of the audit answers to each question."""
+        stored = self._load(version)
+        known, outputs = self._outputs(stored, ids)
+        found: list[Measured | None] = []
+        for labels in heads:
+            place = same_question(labels.spec, stored.info.specs)
+            found.append(None if place is None else measure_answers(outputs[place], labels, ids, known))
+        return found
+
+    def judge(self, candidate: str, audit: LabelledSet) -> Verdict:
+        """The gate: promote `candidate` unless it is worse than the live version beyond chance; keeps the verdict.
+
+        Args:
+            audit: held-out labels of now, which neither was trained on.
+        Raises: VersionMissing, CheckpointCorrupt.
+        """
+        return self.judge_heads(candidate, [HeadLabels(HeadSpec(classes=audit.classes), {}, audit.labels)])
+
+    def judge_heads(
+        self, candidate: str, heads: Sequence[HeadLabels], *, must_gain: bool = False, promote: bool = True
+    ) -> Verdict:
+        """As `judge`, by the audit answers to several questions.
+
+        Args:
+            must_gain: promote only what is ahead by one measure at least.
+            promote: False only looks: what passes is kept as a candidate, for another look later.
+        """
+        live = self._versions.live()
+        if live is not None and live.id == candidate:
+            return self._versions.verdict(candidate) or decide(None, candidate)
+        compared = None if live is None else self.compare_heads(candidate, live.id, heads)
+        verdict = decide(compared, None if live is None else live.id, must_gain=must_gain)
+        if promote or not verdict.promoted:
+            self._versions.write_verdict(candidate, verdict)
+        if promote and verdict.promoted:
+            self.promote(candidate)
+        return verdict
+
+    def undecided(self) -> str | None:
+        """The newest version, if a worker was killed between its fit and the gate. A network that is only just being
+        tuned has versions in a representation of its own, which wait for their pool."""
+        newest, live, representation = self.newest(), self._versions.live(), self.representation()
+        if newest is None or representation is None or newest.representation != representation.id:
+            return None
+        return None if newest == live or self._versions.verdict(newest.id) is not None else newest.id
+
+    def verdict(self, version: str) -> Verdict | None:
+        """What the gate decided on a version; None if it was never asked."""
+        return self._versions.verdict(version)
 
     # ------------------------------------------------------------------ predicting
     def predict(self, version: str, example_ids: Sequence[int] | Ids) -> Predictions:
-        """Calibrated class probabilities of embedded examples.
+        """Calibrated class probabilities of embedded examples, by the first head.
 
         Raises:
             VersionMissing, CheckpointCorrupt.
         """
         stored = self._load(version)
         ids = as_ids(example_ids)
-        view = self._view(stored.info.representation)
-        known = view.table.known(ids)
-        if not known.all() and view.refresh():
-            known = view.table.known(ids)
+        view, known = self._known(stored, ids)
         probabilities = np.zeros((len(ids), stored.head.classes), np.float32)
         if known.any():
             probabilities[known] = stored.head.probabilities(view.rows(ids[known]))
         return Predictions(ids, probabilities, known)
+
+    def predict_heads(self, version: str, example_ids: Sequence[int] | Ids) -> tuple[HeadAnswers, ...]:
+        """What each head of a version answers, in the order asked for; none where an example is not embedded.
+
+        Raises:
+            VersionMissing, CheckpointCorrupt.
+        """
+        ids = as_ids(example_ids)
+        known, outputs = self._outputs(self._load(version), ids)
+        return tuple(output.answers().scattered(np.flatnonzero(known), len(ids)) for output in outputs)
+
+    def _outputs(self, stored: StoredVersion, ids: Ids) -> tuple[NDArray[np.bool_], list[Output]]:
+        """Which of n ids are embedded, [n], and what each head says of those."""
+        view, known = self._known(stored, ids)
+        rows = view.rows(ids[known]) if known.any() else np.empty((0, stored.joint.weight.shape[0]), np.float32)
+        return known, outputs_of(stored, stored.joint.logits(rows))
+
+    def _known(self, stored: StoredVersion, ids: Ids) -> tuple[PoolView, NDArray[np.bool_]]:
+        """The pool a version stands on, and which of the ids are in it."""
+        view = self._view(stored.info.representation)
+        known = view.table.known(ids)
+        if not known.all() and view.refresh():
+            known = view.table.known(ids)
+        return view, known
 
     def possible_labels(
         self, version: str, example_ids: Sequence[int] | Ids, *, misses: float = MISSES, per_class: bool = False
@@ -316,7 +471,8 @@ class ProjectModel:
         Args:
             per_class: keep the promise in each class with 50 audit labels by itself.
         Returns:
-            None with fewer than 50 audit labels, or fewer than `misses` needs: nothing can be promised.
+            Those of the first head. None with fewer than 50 audit labels, or fewer than `misses` needs: nothing can be
+            promised; nor where it does not choose one class.
         Raises:
             VersionMissing, CheckpointCorrupt; ValueError: `misses` not between 0 and 1.
         """
@@ -324,7 +480,7 @@ class ProjectModel:
         from uncertainty.conformal import never_empty
 
         audit = self._versions.audit_labels(version)
-        if len(audit) < FEWEST_FOR_SETS:
+        if len(audit) < FEWEST_FOR_SETS or self._load(version).info.kind not in ("single", "ordered"):
             return None
         measured = self.predict(version, list(audit))
         truth = np.array(list(audit.values()), np.int64)[measured.known]
@@ -351,6 +507,7 @@ class ProjectModel:
         seed: int,
         last: Sequence[int] = (),
         skipped: Sequence[int] = (),
+        asking: Asking = _AS_ANY,
     ) -> Ranking:
         """Order all unlabelled examples.
 
@@ -367,6 +524,7 @@ class ProjectModel:
             front: places; layers: shares of them that go to chance, to rare classes, and to the veto.
             last: ids to ask after all others, ranked too.
             skipped: those of `labelled` that annotators skipped instead: what looks like them is asked last.
+            asking: what people want of a version with several heads.
         Raises:
             VersionMissing, CheckpointCorrupt; uncertainty.errors.UnknownMethodError.
         """
@@ -378,9 +536,19 @@ class ProjectModel:
         ids = np.empty(0, np.int64) if view is None else view.ids
         if view is None or not len(ids):
             return unread_only(version, np.concatenate([wanted, late]))
-        log_p = None
+        log_p, joint, lead = None, None, 0
+        answers: tuple[HeadAnswers, ...] = ()
         if stored is not None:
-            log_p = stored.head.log_probabilities(view.logits(stored.info.id, stored.head))
+            logits = view.logits(stored.info.id, stored.joint)
+            if stored.info.is_plain:
+                log_p = stored.head.log_probabilities(logits)
+            else:
+                outputs = outputs_of(stored, logits)
+                answers = tuple(output.answers() for output in outputs)
+                lacking = {head.spec.name: len(ids) - head.labels_used for head in stored.info.heads}
+                joint = join(outputs, answers, lacking, asking)
+                lead = joint.lead
+                log_p = as_log_probabilities(joint.uncertainty, outputs[lead] if lead >= 0 else None)
         is_labelled = np.isin(ids, as_ids(labelled))
         is_open = np.isin(ids, wanted)
         is_audit = audit_mask(audit, ids, is_labelled | is_open)
@@ -395,7 +563,9 @@ class ProjectModel:
                 pending=np.isin(ids, as_ids(pending)),
                 audit=is_audit,
                 open=is_open,
-                labels=None if stored is None else rows_of_labels(self._versions.labels(stored.info.id), ids),
+                labels=None
+                if stored is None or lead < 0
+                else rows_of_labels(self._versions.labels(stored.info.id, lead), ids),
                 rejected=is_labelled & np.isin(ids, as_ids(skipped)),
             ),
             strategy=strategy,
@@ -406,12 +576,14 @@ class ProjectModel:
         )
         late_rows = np.flatnonzero(np.isin(ids, late))
         if log_p is not None:
-            late_rows = late_rows[np.argsort(log_p[late_rows].max(axis=1), kind="stable")]
+            sure = log_p.max(axis=1) if joint is None else joint.confidence
+            late_rows = late_rows[np.argsort(sure[late_rows], kind="stable")]
         rows = np.concatenate([order.rows, late_rows])
         reasons = np.concatenate([order.reasons, np.full(len(late_rows), REASONS.index("uncertain"), np.int8)])
         unread = np.concatenate([wanted, late])
         unread = unread[~np.isin(unread, ids)]
-        return replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
+        ranking = replace(to_ranking(version, ids, log_p, rows, reasons, unread, order.odds), note=order.note)
+        return ranking if joint is None else ranking_of_heads(ranking, joint, answers, rows)
 
     # ------------------------------------------------------------------ versions
     def versions(self) -> list[VersionInfo]:
@@ -423,9 +595,17 @@ class ProjectModel:
         return next(self._versions.newest_first(), None)
 
     def labels_of(self, version: str) -> dict[int, str]:
-        """Every label a version knew, trained on or measured with: example id -> class name."""
-        classes = self._versions.info(version).classes
-        return {i: classes[index] for i, index in self._versions.labels(version).items()}
+        """Every label the first head of a version knew, trained on or measured with: example id -> class name."""
+        spec = self._versions.info(version).specs[0]
+        return {i: spec.said(target) for i, target in self._versions.labels(version).items()}
+
+    def answers_of(self, version: str) -> dict[int, dict[str, Any]]:
+        """Every label a version knew: example id -> name of the head -> answer, in names where it has classes."""
+        found: dict[int, dict[str, Any]] = {}
+        for place, spec in enumerate(self._versions.info(version).specs):
+            for i, target in self._versions.labels(version, place).items():
+                found.setdefault(i, {})[spec.name] = spec.said(target)
+        return found
 
     def live(self) -> VersionInfo | None:
         """The live version, or None before the first promotion."""
@@ -433,11 +613,20 @@ class ProjectModel:
 
     def promote(self, version: str) -> VersionInfo:
         """Make a version live; atomic. Raises VersionMissing, CheckpointCorrupt."""
-        return self._versions.promote(version)
+        return self._made_live(self._versions.promote(version))
 
     def roll_back(self) -> VersionInfo:
         """Make the version before the live one live. Raises VersionMissing if there is none."""
-        return self._versions.roll_back()
+        return self._made_live(self._versions.roll_back())
+
+    def _made_live(self, info: VersionInfo) -> VersionInfo:
+        """What is fitted and embedded next is in the representation of the live version. Its predictions are anyway:
+        a version names its own, so that what is served changes with one rename."""
+        current = self.representation()
+        if current is not None and current.id != info.representation:
+            with suppress(VersionMissing):  # of an older release, whose folder is gone: it is made anew
+                self._representations.use(info.representation)
+        return info
 
     def prune(self, keep: int) -> list[str]:
         """Remove old versions (never the live or previous one) and representations no version needs."""
@@ -470,9 +659,13 @@ class ProjectModel:
         current = self.representation()
         return None if current is None else self._view(current.id)
 
-    def _start(self, representation: str, classes: tuple[str, ...]) -> StoredVersion | None:
-        """The newest version that the next fit can start from."""
+    def _starts(self, representation: str, specs: Sequence[HeadSpec]) -> list[StoredHead | None]:
+        """Of each head, where the newest version ended that was asked the same."""
         for info in self._versions.newest_first():
-            if info.representation == representation and info.classes == classes:
-                return self._load(info.id)
-        return None
+            if info.representation != representation:
+                continue
+            found = [same_question(spec, info.specs, same_answers=True) for spec in specs]
+            if any(place is not None for place in found):
+                heads = self._load(info.id).heads
+                return [None if place is None else heads[place] for place in found]
+        return [None] * len(specs)

@@ -1,22 +1,25 @@
-"""A convex multi-class logistic head on frozen embeddings: fitted in well under a second, calibrated out of fold.
+"""A convex logistic head on frozen embeddings: fitted in well under a second, calibrated out of fold.
 
-    n  labelled examples     D  embedding width     R  coordinates of `Space`     C  classes
+    n  labelled examples     D  embedding width     R  coordinates of `Space`     C  classes, or labels on or off
 
-The objective and its minimiser are those of `uncertainty.linear_head`, in the coordinates of `Space`: the
-pseudo-example lies at the centre of the pool. Here: regularisation, temperature and what the next fit takes over.
+The objectives and their minimisers are those of `uncertainty.linear_head` (one of C classes) and
+`uncertainty.label_head` (any of C labels), in the coordinates of `Space`: the pseudo-example lies at the centre of the
+pool. Here: regularisation, temperature and what the next fit takes over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from uncertainty.label_head import find_label_minimum
 from uncertainty.linear_head import LinearHead as _Solution
-from uncertainty.linear_head import find_minimum
+from uncertainty.linear_head import Minimum, find_minimum
 
 from .errors import TrainingDiverged
 from .linear import Floats, Head, log_softmax
@@ -24,6 +27,8 @@ from .space import Space
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Targets = NDArray[Any]  # [n] or [n, C], see the families
 
 # lambda, strong to weak: the best lay well inside on HAM10000 and MNIST at 50 to 2,000 labels.
 REGULARISATIONS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
@@ -87,6 +92,104 @@ def fit_head(
         TrainingDiverged: features or weights are not finite.
     """
     y = np.asarray(labels, np.int64)
+    return _fit(_OneOf(classes), features, y, space, weights=weights, groups=groups, start=start, seed=seed)
+
+
+def fit_label_head(
+    features: NDArray[np.floating],
+    labels: Flags,
+    space: Space,
+    *,
+    weights: Sequence[float] | Doubles | None = None,
+    groups: Callable[[], Ints] | None = None,
+    start: Start | None = None,
+    seed: int = 0,
+) -> HeadFit:
+    """As `fit_head` for labels that are each on or off; the columns of the head are log-odds of "on".
+
+    One regularisation and one temperature for all labels: most are too rare for their own.
+
+    Args:
+        labels: [n, C] bool.
+    """
+    y = np.asarray(labels, bool)
+    return _fit(_AnyOf(y.shape[1]), features, y, space, weights=weights, groups=groups, start=start, seed=seed)
+
+
+class _Family(Protocol):
+    """What tells the two kinds of head apart."""
+
+    columns: int
+
+    def varies(self, y: Targets) -> bool:
+        """Whether there is anything to tell apart."""
+
+    def solve(self, z: Floats, y: Targets, w: Doubles, lam: float, start: _Solution, gradient: float) -> _Solution:
+        """The minimiser for one lambda. Raises TrainingDiverged."""
+
+    def temperature(self, logits: Doubles, y: Targets) -> float:
+        """That calibrates held-out logits."""
+
+    def nll(self, logits: Doubles, y: Targets) -> float:
+        """Nats per example (and label)."""
+
+
+class _OneOf:
+    """One of C classes; y: [n] class index."""
+
+    def __init__(self, classes: int) -> None:
+        self.columns = classes
+
+    def varies(self, y: Targets) -> bool:
+        return len(np.unique(y)) >= 2
+
+    def solve(self, z: Floats, y: Targets, w: Doubles, lam: float, start: _Solution, gradient: float) -> _Solution:
+        return solve(z, y, w, self.columns, lam, start, gradient)
+
+    def temperature(self, logits: Doubles, y: Targets) -> float:
+        return _fit_temperature(logits, y)
+
+    def nll(self, logits: Doubles, y: Targets) -> float:
+        return _nll(logits, y)
+
+
+class _AnyOf:
+    """Any of C labels; y: [n, C] bool. Each label is a question with two answers, off and on."""
+
+    def __init__(self, labels: int) -> None:
+        self.columns = labels
+
+    def varies(self, y: Targets) -> bool:
+        return bool((y.any(axis=0) & ~y.all(axis=0)).any())
+
+    def solve(self, z: Floats, y: Targets, w: Doubles, lam: float, start: _Solution, gradient: float) -> _Solution:
+        found = find_label_minimum(z, y, w, lam, start, gradient=gradient, loss_change=_LOSS_CHANGE, steps=_STEPS)
+        return _finite(found)
+
+    def temperature(self, logits: Doubles, y: Targets) -> float:
+        return _fit_temperature(_pairs(logits), y.ravel().astype(np.int64), len(y))
+
+    def nll(self, logits: Doubles, y: Targets) -> float:
+        return _nll(_pairs(logits), y.ravel().astype(np.int64))
+
+
+def _pairs(logits: Doubles) -> Doubles:
+    """[n, C] log-odds -> [n C, 2] logits of off and on."""
+    flat = logits.ravel()
+    return np.stack([np.zeros_like(flat), flat], axis=1)
+
+
+def _fit(
+    family: _Family,
+    features: NDArray[np.floating],
+    y: Targets,
+    space: Space,
+    *,
+    weights: Sequence[float] | Doubles | None,
+    groups: Callable[[], Ints] | None,
+    start: Start | None,
+    seed: int,
+) -> HeadFit:
     n = len(y)
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     z = space.coordinates(features) if n else np.empty((0, space.axes.shape[1]), np.float32)
@@ -99,12 +202,12 @@ def fit_head(
     temperature_labels = start.temperature_labels if start else 0
     nll: float | None = None
 
-    classes_seen = len(np.unique(y))
+    varies = family.varies(y)
     axes: Doubles | None = None
-    if classes_seen >= 2 and n < z.shape[1]:
+    if varies and n < z.shape[1]:
         z, axes = _span(z)
     shrunk = n < 0.9 * temperature_labels  # labels were taken back: what was fitted then no longer holds
-    if classes_seen < 2:
+    if not varies:
         # Nothing tells classes apart yet. What is left is how often each was seen, smoothed: no calibration needed.
         z = np.zeros_like(z)
         lam, lam_labels, temperature, temperature_labels = DEFAULT_REGULARISATION, 0, 1.0, 0
@@ -113,16 +216,17 @@ def fit_head(
     elif shrunk or n >= 2 * lam_labels or n >= 1.1 * temperature_labels:
         fold = grouped_folds(n, FOLDS, groups=groups() if groups else None, seed=seed)
         if shrunk or n >= 2 * lam_labels:
-            lam, lam_labels = _search(z, y, w, classes, fold, seed, around=lam if lam_labels else None), n
-        logits = _held_out(z, fold, classes, _fold_solutions(z, y, w, classes, lam, fold))
-        temperature, temperature_labels = _fit_temperature(logits, y), n
-        nll = _nll(logits / temperature, y)
+            lam, lam_labels = _search(family, z, y, w, fold, seed, around=lam if lam_labels else None), n
+        # As exact as the head that T is for: a fold that stops early is flatter, and T would come out too low.
+        logits = _held_out(z, fold, family.columns, _fold_solutions(family, z, y, w, lam, fold, gradient=_GRADIENT))
+        temperature, temperature_labels = family.temperature(logits, y), n
+        nll = family.nll(logits / temperature, y)
 
-    solution = _Solution.zero(z.shape[1], classes)
-    if start is not None and classes_seen >= 2:
+    solution = _Solution.zero(z.shape[1], family.columns)
+    if start is not None and varies:
         weight, bias = space.unfold(start.head.weight, start.head.bias)
         solution = _Solution(weight if axes is None else axes.T @ weight, bias)
-    solution = solve(z, y, w, classes, lam, solution)
+    solution = family.solve(z, y, w, lam, solution, _GRADIENT)
     weight = solution.weight if axes is None else axes @ solution.weight
     head = Head(*space.fold(weight, solution.bias), temperature)
     return HeadFit(head, lam, lam_labels, temperature_labels, nll)
@@ -151,6 +255,10 @@ def solve(
         TrainingDiverged: the loss is not finite.
     """
     found = find_minimum(z, y, w, classes, lam, start, gradient=gradient, loss_change=_LOSS_CHANGE, steps=_STEPS)
+    return _finite(found)
+
+
+def _finite(found: Minimum) -> _Solution:
     if not np.isfinite(found.loss):
         raise TrainingDiverged(found.steps, found.loss)
     return found.head
@@ -181,7 +289,7 @@ def grouped_folds(n: int, folds: int, *, groups: Ints | None = None, seed: int =
     return chosen[unit]
 
 
-def _search(z: Floats, y: Ints, w: Doubles, classes: int, fold: Ints, seed: int, around: float | None) -> float:
+def _search(family: _Family, z: Floats, y: Targets, w: Doubles, fold: Ints, seed: int, around: float | None) -> float:
     """The lambda whose calibrated out-of-fold likelihood is best; walks from strong to weak, and stops when it worsens.
 
     Once one was found, only its neighbours are looked at: a doubling of the labels moves it by a step at most.
@@ -196,9 +304,9 @@ def _search(z: Floats, y: Ints, w: Doubles, classes: int, fold: Ints, seed: int,
     best, best_nll, worse = grid[0], np.inf, 0
     starts: list[_Solution] | None = None
     for lam in grid:
-        starts = _fold_solutions(z, y, w, classes, lam, fold, starts)
-        logits = _held_out(z, fold, classes, starts)
-        nll = _nll(logits / _fit_temperature(logits, y), y)
+        starts = _fold_solutions(family, z, y, w, lam, fold, starts)
+        logits = _held_out(z, fold, family.columns, starts)
+        nll = family.nll(logits / family.temperature(logits, y), y)
         if nll < best_nll:
             best, best_nll, worse = lam, nll, 0
         else:
@@ -209,19 +317,26 @@ def _search(z: Floats, y: Ints, w: Doubles, classes: int, fold: Ints, seed: int,
 
 
 def _fold_solutions(
-    z: Floats, y: Ints, w: Doubles, classes: int, lam: float, fold: Ints, starts: list[_Solution] | None = None
+    family: _Family,
+    z: Floats,
+    y: Targets,
+    w: Doubles,
+    lam: float,
+    fold: Ints,
+    starts: list[_Solution] | None = None,
+    gradient: float = _ROUGH,
 ) -> list[_Solution]:
     # A fold never starts from a solution that saw what it holds out: stopping early would leak it.
     solutions = []
     for number in range(FOLDS):
         seen = fold != number
-        start = starts[number] if starts else _Solution.zero(z.shape[1], classes)
-        solutions.append(solve(z[seen], y[seen], w[seen], classes, lam, start, _ROUGH))
+        start = starts[number] if starts else _Solution.zero(z.shape[1], family.columns)
+        solutions.append(family.solve(z[seen], y[seen], w[seen], lam, start, gradient))
     return solutions
 
 
-def _held_out(z: Floats, fold: Ints, classes: int, solutions: list[_Solution]) -> Doubles:
-    logits = np.empty((len(z), classes))
+def _held_out(z: Floats, fold: Ints, columns: int, solutions: list[_Solution]) -> Doubles:
+    logits = np.empty((len(z), columns))
     for number, solution in enumerate(solutions):
         logits[fold == number] = solution.logits(z[fold == number])
     return logits
@@ -238,7 +353,7 @@ def cold_temperature() -> float:
     return COLD_TEMPERATURE
 
 
-def _fit_temperature(logits: Doubles, y: Ints) -> float:
+def _fit_temperature(logits: Doubles, y: Ints, examples: int | None = None) -> float:
     """T of the least negative log-likelihood, with one label in n + 1 taken as noise spread over all classes.
 
     Few labels are often told apart without an error. Their likelihood alone would then want T = 0, so every
@@ -247,7 +362,7 @@ def _fit_temperature(logits: Doubles, y: Ints) -> float:
     """
     from uncertainty.temperature import LOG_TEMPERATURE_RANGE
 
-    noise = 1 / (len(y) + 1)
+    noise = 1 / ((len(y) if examples is None else examples) + 1)
     shifted = logits - logits.max(axis=1, keepdims=True)
     own = (1 - noise) * shifted[np.arange(len(y)), y].mean() + noise * shifted.mean()
 

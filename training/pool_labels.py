@@ -5,47 +5,38 @@ N  embedded examples    n  audit examples    C  classes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .embedding_table import as_ids
-from .errors import DataError
 from .pool_view import PoolView
 from .quality import FEWEST_FOR_SETS, ErrorRanking, agreement, rank_errors, reference_rows
 from .ranking import AuditStream
-from .values import LabelledSet
+from .targets import HeadLabels, Target
 
 Ids = NDArray[np.int64]
 
 
-def embedded_labels(view: PoolView, labelled: LabelledSet, *, leave_out: dict[int, int]) -> dict[int, int]:
-    """Labels of embedded examples, by ascending id: the same labels give the same fit, however they came."""
-    wrong = {index for index in labelled.labels.values() if not 0 <= index < len(labelled.classes)}
-    if wrong:
-        raise DataError(
-            f"labels are indices into {len(labelled.classes)} classes, got {sorted(wrong)[:3]}: map labels to classes"
-        )
-    ids = as_ids(sorted(labelled.labels.keys() - leave_out.keys()))
-    return {i: labelled.labels[i] for i in ids[view.table.known(ids)].tolist()}
-
-
 def error_ranking(
-    view: PoolView, logits: NDArray[np.float32], temperature: float, audit: dict[int, int], train: dict[int, int]
+    view: PoolView, logits: NDArray[np.float32], temperature: float, labels: HeadLabels
 ) -> ErrorRanking | None:
-    """Which confidence ranks the errors on the audit labels best; `logits` [n, C] are theirs."""
-    if len(audit) < FEWEST_FOR_SETS:
+    """Which confidence ranks the errors on the audit labels best; `logits` [n, C] are theirs, targets are classes."""
+    if len(labels.audit) < FEWEST_FOR_SETS or not labels.train:
         return None
-    known, classes = as_ids(list(train)), np.array(list(train.values()), np.int64)
+    known, classes = as_ids(list(labels.train)), np.array(list(labels.train.values()), np.int64)
     rows = reference_rows(len(known))
     agreed = agreement(
-        view.reduced_rows(as_ids(list(audit))), logits.argmax(axis=1), view.reduced_rows(known[rows]), classes[rows]
+        view.reduced_rows(as_ids(list(labels.audit))),
+        logits.argmax(axis=1),
+        view.reduced_rows(known[rows]),
+        classes[rows],
     )
-    return rank_errors(logits, temperature, np.array(list(audit.values()), np.int64), agreed)
+    return rank_errors(logits, temperature, np.array(list(labels.audit.values()), np.int64), agreed)
 
 
-def rows_of_labels(labels: dict[int, int], ids: Ids) -> Ids:
+def rows_of_labels(labels: Mapping[int, Target], ids: Ids) -> Ids:
     """[N] class index of each of the sorted ids that has a label, -1 elsewhere."""
     known = as_ids(list(labels))
     out = np.full(len(ids), -1, np.int64)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .answers import HeadAnswers
 from .linear import Floats
 
 if TYPE_CHECKING:
@@ -153,11 +154,13 @@ class Ranking:
 
     version: str | None
     example_ids: Ids
-    confidence: NDArray[np.float32]  # calibrated, of the likeliest class; 0 without a version
-    label: NDArray[np.int32]  # index in the version's classes, -1 for none
+    confidence: NDArray[np.float32]  # calibrated chance that the answer is right, of several the mean; 0: no version
+    label: NDArray[np.int32]  # index in the classes of the (leading) head, -1 for none
     reason: NDArray[np.int8]  # index in REASONS
     odds: Odds
     note: str = ""  # what the strategy measured in the pool, for people
+    answers: tuple[HeadAnswers, ...] = ()  # of each head of a version that asks more than one single choice
+    worth: NDArray[np.int8] | None = None  # place in `answers` of the question whose answer is worth most, -1 for none
 
     def __len__(self) -> int:
         return len(self.example_ids)

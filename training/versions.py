@@ -1,6 +1,6 @@
 """Model versions on disk: immutable folders, and one small file that says which of them is live.
 
-    versions/<id>/manifest.json, head.safetensors, labels.json
+    versions/<id>/manifest.json, head.safetensors, labels.json (of all heads), verdict.json (the gate's, written later)
     live.json                        {"version", "previous", "history"}; only `promote` and `roll_back` write it
 
 A folder is written beside its place, synced and renamed, so it is there entirely or not at all. Its id ends in a
@@ -19,8 +19,8 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,68 +31,38 @@ from safetensors.numpy import save as save_arrays
 
 from .errors import CheckpointCorrupt, VersionMissing
 from .files import locked, read_json, sync_folder, write_bytes, write_json
-from .linear import Head
-from .quality import ErrorRanking
+from .gate import Comparison, Verdict
+from .targets import HeadSpec, Target
+from .version_values import (
+    FitState,
+    StoredVersion,
+    VersionContent,
+    VersionInfo,
+    canonical,
+    labels_digest,
+    read_head,
+    read_labels,
+    records_of,
+    to_info,
+)
+
+__all__ = [
+    "FitState",
+    "StoredVersion",
+    "VersionContent",
+    "VersionInfo",
+    "VersionStore",
+    "code_version",
+    "labels_digest",
+]
 
 _log = logging.getLogger(__name__)
 _FORMAT = "askfirst-version-1"
 _DIGEST_LENGTH = 10
+VERDICT_FILE = "verdict.json"
 _HISTORY = 20  # promotions that can be rolled back, one by one
 _STALE_S = 3600.0  # leftovers of a killed writer are removed after this; no write takes nearly as long
 _NOT_IN_DIGEST = ("id", "created_at", "libraries")
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """What a model version is and what it was worth on held-out labels."""
-
-    id: str
-    generation: int
-    created_at: float  # unix seconds
-    classes: tuple[str, ...]
-    labels_used: int  # labels trained on; audit labels are not among them
-    labels_digest: str
-    metrics: dict[str, float | None]  # see training.evaluate; None where nothing can be said
-    temperature: float
-    representation: str
-    code_version: str
-    source: dict[str, Any] = field(default_factory=dict)  # what the caller wanted remembered
-    error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
-
-
-@dataclass(frozen=True)
-class FitState:
-    """What the next fit takes over, so that it need not be searched for again."""
-
-    regularisation: float
-    regularisation_labels: int  # labels when it was last searched for
-    temperature_labels: int  # labels when the temperature was last fitted
-
-
-@dataclass(frozen=True)
-class StoredVersion:
-    """A version with its weights, checked against its manifest."""
-
-    info: VersionInfo
-    head: Head
-    state: FitState
-
-
-@dataclass(frozen=True)
-class VersionContent:
-    """All that makes a version; two equal contents are one version."""
-
-    generation: int
-    classes: tuple[str, ...]
-    head: Head
-    state: FitState
-    labels: dict[int, int]  # example id -> class index, the labels trained on
-    weights: dict[int, float] | None
-    audit: dict[int, int]  # example id -> class index, the labels measured on
-    metrics: dict[str, float | None]
-    representation: str
-    source: dict[str, Any]
-    error_ranking: ErrorRanking | None = None
 
 
 class VersionStore:
@@ -105,31 +75,23 @@ class VersionStore:
 
     def write(self, content: VersionContent, *, created_at: float | None = None) -> VersionInfo:
         """Store a version as a candidate; writing equal content again gives the version that is there."""
-        head_bytes = save_arrays({"weight": content.head.weight, "bias": content.head.bias})
-        labels_bytes = _canonical(
-            {
-                "labels": _text_keys(content.labels),
-                "weights": None if content.weights is None else _text_keys(content.weights),
-                "audit": _text_keys(content.audit),
-            }
-        )
+        heads = content.heads
+        first, *others = (head.record() for head in heads)
+        head_bytes = save_arrays({k: v for place, head in enumerate(heads) for k, v in head.arrays(place).items()})
+        first_labels, *other_labels = (head.stored_labels() for head in heads)
+        labels_bytes = canonical(first_labels | ({"others": other_labels} if others else {}))
         manifest: dict[str, Any] = {
             "format": _FORMAT,
             "generation": content.generation,
-            "classes": list(content.classes),
-            "labels_used": len(content.labels),
-            "labels_digest": labels_digest(content.labels, content.classes),
-            "metrics": content.metrics,
-            "error_ranking": None if content.error_ranking is None else content.error_ranking.record(),
-            "temperature": content.head.temperature,
-            "state": vars(content.state),
+            **first,
+            **({"others": others} if others else {}),
             "representation": content.representation,
             "code_version": code_version(),
             "source": content.source,
             "files": {"head.safetensors": _sha(head_bytes), "labels.json": _sha(labels_bytes)},
         }
         # Through JSON once, so that the digest is of what a reader will see.
-        manifest = json.loads(_canonical(manifest))
+        manifest = json.loads(canonical(manifest))
         version = f"g{content.generation}-{_content_digest(manifest)}"
         manifest |= {
             "id": version,
@@ -157,7 +119,7 @@ class VersionStore:
 
     def info(self, version: str) -> VersionInfo:
         """The version's manifest. Raises VersionMissing, CheckpointCorrupt."""
-        return _to_info(self._manifest(version))
+        return to_info(self._manifest(version))
 
     def load(self, version: str) -> StoredVersion:
         """The version with its weights, every file checked. Raises VersionMissing, CheckpointCorrupt."""
@@ -166,24 +128,45 @@ class VersionStore:
         path = self._folder / version / "head.safetensors"
         try:
             arrays = load_arrays(contents["head.safetensors"])
-            head = Head(arrays["weight"], arrays["bias"], float(manifest["temperature"]))
+            first, *others = (read_head(record, arrays, place) for place, record in enumerate(records_of(manifest)))
         except (SafetensorError, KeyError) as error:
             raise CheckpointCorrupt(str(path), "tensors weight and bias", str(error)) from error
-        return StoredVersion(_to_info(manifest), head, FitState(**manifest["state"]))
+        return StoredVersion(to_info(manifest), first.head, first.state, tuple(others))
 
-    def labels(self, version: str) -> dict[int, int]:
-        """Every label the version knew, trained on or measured with: example id -> class index of *that* version."""
-        stored = self._stored_labels(version)
+    def write_verdict(self, version: str, verdict: Verdict) -> None:
+        """Keep what the gate decided beside the version; it is not part of its content."""
+        write_json(self._folder / version / VERDICT_FILE, asdict(verdict))
+
+    def verdict(self, version: str) -> Verdict | None:
+        """What the gate decided on a version; None if it was never asked, or if that cannot be read."""
+        try:
+            stored = read_json(self._folder / version / VERDICT_FILE)
+            if stored is None:
+                return None
+            compared = stored["comparison"]
+            return Verdict(**(stored | {"comparison": None if compared is None else Comparison(**compared)}))
+        except (CheckpointCorrupt, TypeError, KeyError):
+            return None
+
+    def labels(self, version: str, place: int = 0) -> dict[int, Target]:
+        """Every label that a head knew, trained on or measured with: example id -> target, by classes of *that* one.
+
+        Args:
+            place: of the head.
+        """
+        stored = self._stored_labels(version)[place]
         return stored["labels"] | stored["audit"]
 
-    def audit_labels(self, version: str) -> dict[int, int]:
-        """The labels the version was measured with, as `labels`."""
-        return self._stored_labels(version)["audit"]
+    def audit_labels(self, version: str, place: int = 0) -> dict[int, Target]:
+        """The labels a head was measured with, as `labels`."""
+        return self._stored_labels(version)[place]["audit"]
 
-    def _stored_labels(self, version: str) -> dict[str, dict[int, int]]:
+    def _stored_labels(self, version: str) -> list[dict[str, dict[int, Target]]]:
+        """Of each head."""
         manifest = self._manifest(version)
         stored = json.loads(self._checked(version, "labels.json", manifest["files"]["labels.json"]))
-        return {kind: {int(k): int(v) for k, v in stored[kind].items()} for kind in ("labels", "audit")}
+        parts = [stored, *stored.get("others", ())]
+        return [read_labels(HeadSpec.of(r), part) for r, part in zip(records_of(manifest), parts, strict=True)]
 
     def all(self) -> list[VersionInfo]:
         """All readable versions, newest first; a damaged one is logged and left out."""
@@ -302,12 +285,6 @@ def _generation(version: str) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def labels_digest(labels: Mapping[int, int], classes: tuple[str, ...]) -> str:
-    """Short digest of which examples carry which label *name*: the order of classes or of labels is immaterial."""
-    pairs = [[example_id, classes[index]] for example_id, index in sorted(labels.items())]
-    return _sha(_canonical(pairs))[:16]
-
-
 @functools.cache
 def code_version() -> str:
     """Release plus a digest of the sources of `training` and `uncertainty`: what made a version."""
@@ -333,34 +310,9 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def _to_info(manifest: dict[str, Any]) -> VersionInfo:
-    return VersionInfo(
-        id=manifest["id"],
-        generation=manifest["generation"],
-        created_at=manifest["created_at"],
-        classes=tuple(manifest["classes"]),
-        labels_used=manifest["labels_used"],
-        labels_digest=manifest["labels_digest"],
-        metrics=manifest["metrics"],
-        temperature=manifest["temperature"],
-        representation=manifest["representation"],
-        code_version=manifest["code_version"],
-        source=manifest["source"],
-        error_ranking=ErrorRanking.of(manifest.get("error_ranking")),
-    )
-
-
 def _content_digest(manifest: dict[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST}
-    return _sha(_canonical(content))[:_DIGEST_LENGTH]
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in values.items()}
+    return _sha(canonical(content))[:_DIGEST_LENGTH]
 
 
 def _sha(data: bytes) -> str:

@@ -116,6 +116,24 @@ def test_a_skipped_task_is_not_trained_on(stack):
     )
 
 
+def test_what_looks_like_skipped_tasks_is_asked_last(stack):
+    project_id = stack.ready_project(200)
+    unwanted = {"0", "1"}
+    for _ in range(70):
+        task = stack.next_task(project_id)
+        if stack.label_of(task) in unwanted:
+            skip = {"result": [], "lead_time": 1.0}
+            stack.call("POST", f"/api/tasks/{task['id']}/annotations/?was_cancelled=1", skip)
+        else:
+            stack.submit(task)
+    state = stack.workshop.state
+    stack.wait(lambda: "skipped" in (state.get(project_id, "strategy_note") or ""), "an order that knows of the skips")
+    name = {int(t["id"]): stack.label_of(t) for t in stack.ls.tasks(project_id)}
+    front = stack.served(project_id).ids[:30]
+    assert sum(name[t] in unwanted for t in front) <= 6  # a fifth of the images are
+    assert "look like what was skipped" in stack.backend("GET", "/status").text
+
+
 def test_a_webhook_that_was_lost_is_found_by_looking(stack):
     project_id = stack.ready_project(30)
     hook = stack.ls.webhooks(project_id)[0]

@@ -143,8 +143,8 @@ def test_the_example_speaks_the_users_own_words():
     assert (parsed.control.name, parsed.image_key) == ("cls", "image")
 
 
-def test_of_two_questions_the_example_keeps_both_and_skips_the_second():
-    xml = config(after='<Choices name="b" toName="img"><Choice value="x"/><Choice value="y"/></Choices>')
+def test_of_two_questions_the_example_keeps_both_and_skips_the_one_that_is_not_served():
+    xml = config(after='<Choices name="b" toName="img" value="$options"/>')
     with pytest.raises(UnsupportedLabelConfig) as caught:
         parse(xml)
     assert len(LabelInterface(caught.value.example).controls) == 2

@@ -114,6 +114,14 @@ def test_pages_end_at_a_short_page_or_at_the_404_past_the_end():
     assert len(list(FakeLabelStudio([full, short]).client().tasks(1))) == 1001
 
 
+def test_where_nobody_answered_the_skips_are_read_from_the_whole_task():
+    skip = {"id": 7, "was_cancelled": True}
+    fake = FakeLabelStudio([httpx.Response(200, json=[]), httpx.Response(200, json={"id": 5, "annotations": [skip]})])
+    assert fake.client().task_annotations(5) == [skip]
+    answered = FakeLabelStudio([httpx.Response(200, json=[{"id": 8, "was_cancelled": False}])])
+    assert [a["id"] for a in answered.client().task_annotations(5)] == [8] and len(answered.asked) == 1
+
+
 def test_annotations_of_a_task_that_is_gone_are_none_not_an_error():
     assert FakeLabelStudio([httpx.Response(404)]).client().task_annotations(5) is None
 

@@ -105,3 +105,21 @@ def test_tasks_imported_before_the_first_look_are_never_read(look, ls):
     ls.touch(7, at(60))
     assert look() == [7]
     assert sum(ls.read) == 1
+
+
+@pytest.mark.parametrize(
+    ("answered", "cancelled", "known", "is_known"),
+    [
+        (1, 0, [False], True),
+        (1, 2, [False], True),  # skips of a task that somebody answered
+        (2, 0, [False], False),
+        (0, 1, [True], True),
+        (0, 1, [], False),
+        (0, 2, [True], False),
+        (1, 0, [True], False),
+        (0, 0, [], True),
+    ],
+)
+def test_counts_tell_whether_a_task_is_known(answered, cancelled, known, is_known):
+    row = {"id": 1, "updated_at": at(5), "total_annotations": answered, "cancelled_annotations": cancelled}
+    assert reconcile._is_known(row, [{"was_cancelled": skip, "updated_at": at(5)} for skip in known]) is is_known

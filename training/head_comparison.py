@@ -1,0 +1,76 @@
+"""The gate's comparison of two versions, head by head and put together example by example.
+
+n  audit examples    H  questions    C  classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import Output
+from .gate import Comparison, Flags, compare, squared_distances
+from .targets import HeadLabels, HeadSpec
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One head of one version on n audit examples."""
+
+    known: Flags  # [n], whether the answer is known and the example can be predicted
+    right: Flags  # [n]
+    distance: NDArray[np.float64]  # [n] in [0, 2], of what is stated from the truth
+
+
+def same_question(spec: HeadSpec, among: Sequence[HeadSpec], *, same_answers: bool = False) -> int | None:
+    """Place of the head that is asked the same; a name that only one of them has must belong to the only one.
+
+    Args:
+        same_answers: the classes must be the same too.
+    """
+    for place, other in enumerate(among):
+        named = spec.name == other.name or (len(among) == 1 and not (spec.name and other.name))
+        if named and spec.kind == other.kind and (not same_answers or spec.answers_as(other)):
+            return place
+    return None
+
+
+def measure_answers(output: Output, labels: HeadLabels, ids: Ids, embedded: Flags) -> Measured:
+    """What a head makes of its audit answers; `output` is of the embedded ones of the n ids, [n] in `embedded`.
+
+    The classes of the head and those of the answers may differ.
+    """
+    column = {name: place for place, name in enumerate(output.spec.classes)}
+    truth = np.full(len(ids), -1, np.int64)
+    known = np.zeros(len(ids), bool)
+    for row, example in enumerate(ids.tolist()):
+        target = labels.audit.get(example)
+        if target is not None:
+            known[row], truth[row] = True, column.get(labels.spec.said(target), -1)
+    right, distance = np.zeros(len(ids), bool), np.zeros(len(ids))
+    probabilities = np.exp(output.log_probabilities)
+    right[embedded] = probabilities.argmax(axis=1) == truth[embedded]
+    distance[embedded] = squared_distances(probabilities, truth[embedded])
+    return Measured(known & embedded, right, distance)
+
+
+def compare_sides(candidate: Sequence[Measured | None], live: Sequence[Measured | None]) -> Comparison:
+    """Paired by example: whether all of its answers are right, and the mean distance. A question that one side is not
+    asked, and an answer that it cannot give, does not count."""
+    pairs = [(c, v) for c, v in zip(candidate, live, strict=True) if c is not None and v is not None]
+    if not pairs:
+        nothing = np.empty(0, bool)
+        return compare(nothing, nothing)
+    known = np.stack([c.known & v.known for c, v in pairs])  # [H, n]
+    rows = known.any(axis=0)
+    columns = []
+    for side in (0, 1):
+        wrong = np.stack([~pair[side].right for pair in pairs]) & known
+        distance = np.stack([pair[side].distance for pair in pairs]) * known
+        columns.append((~np.any(wrong, axis=0)[rows], (distance.sum(axis=0) / np.maximum(known.sum(axis=0), 1))[rows]))
+    return compare(columns[0][0], columns[1][0], columns[0][1], columns[1][1])

@@ -1,0 +1,137 @@
+"""Several heads as one: what a strategy sees of them, and which question is worth asking about an example.
+
+    N  embedded examples    H  heads    C  classes
+
+Strategies know one distribution over classes. They get that of the lead head, the class head of most weight, with its
+two likeliest classes moved so far apart that their gap says how uncertain all heads are together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import HeadAnswers, Output
+from .linear import Floats
+from .ranking import Ranking
+
+Ids = NDArray[np.int64]
+_REST = 1e-6  # probability that the other classes share: none is impossible, and margins do not notice
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question is asked only where another one was answered in a certain way."""
+
+    parent: str  # name of the other head
+    classes: tuple[int, ...]  # indices in its classes
+    chosen: bool = True  # shown where one of them was chosen; False: where none was
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What people want of the heads, by name; a head without an entry is as any other."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)  # > 0; others then count 1. None at all: by what lacks
+    shown: Mapping[str, tuple[Shown, ...]] = field(default_factory=dict)  # all must hold
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """What all heads say together of N examples."""
+
+    uncertainty: NDArray[np.float64]  # [N] in [0, 1]
+    confidence: Floats  # [N] expected share of the questions that are answered right, in [0, 1]
+    worth: NDArray[np.int8]  # [N] place of the head whose answer is worth most, -1: nothing is asked
+    weights: dict[str, float]  # of the heads in the order, by name; sum to one
+    lead: int  # place of the head whose classes strategies see; -1: no head has classes
+
+    @property
+    def note(self) -> str:
+        """The weights, for people."""
+        parts = (f"{name} {share:.0%}" for name, share in self.weights.items())
+        return f"questions count {', '.join(parts)}" if len(self.weights) > 1 else ""
+
+
+def join(
+    outputs: Sequence[Output], answers: Sequence[HeadAnswers], lacking: Mapping[str, int], asking: Asking
+) -> Joint:
+    """Combine heads by ranks of their uncertainty, weighed by how likely each question is asked at all.
+
+    Args:
+        outputs, answers: of each head, N examples each; names are distinct.
+        lacking: answers that each head still lacks, >= 0: its weight where people gave none.
+    """
+    from uncertainty.multihead import combine, head_weights
+
+    names = [output.spec.name for output in outputs]
+    given = asking.weights.keys() & set(names)
+    weights = (
+        head_weights({name: 1 for name in names}, {name: asking.weights.get(name, 1.0) for name in names})
+        if given
+        else head_weights({name: lacking[name] for name in names})
+    )
+    asked = np.stack([_chance_asked(name, outputs, asking) for name in names])  # [H, N]
+    columns = {
+        name: output.uncertainty() * asked[place]
+        for place, (name, output) in enumerate(zip(names, outputs, strict=True))
+    }
+    uncertainty, worth = combine(columns, weights)
+    confidence = np.stack([answer.confidence for answer in answers])
+    total = asked.sum(axis=0)
+    # A mean of chances is the expected share of right answers whatever the heads have to do with each other.
+    mean = (confidence * asked).sum(axis=0) / np.maximum(total, 1e-12)
+    classes = [place for place, output in enumerate(outputs) if output.spec.kind in ("single", "ordered")]
+    lead = max(classes, key=lambda place: weights[names[place]], default=-1)
+    return Joint(
+        uncertainty,
+        np.where(total > 0, mean, confidence[0]).astype(np.float32),
+        worth.astype(np.int8),
+        weights,
+        lead,
+    )
+
+
+def _chance_asked(name: str, outputs: Sequence[Output], asking: Asking) -> Floats:
+    """[N] chance that a question is shown, its conditions taken as independent."""
+    by_name = {output.spec.name: output for output in outputs}
+    chance = np.ones(len(outputs[0].log_probabilities), np.float32)
+    for shown in asking.shown.get(name, ()):
+        if shown.parent in by_name:
+            yes = by_name[shown.parent].chance_of(shown.classes)
+            chance *= np.clip(yes if shown.chosen else 1 - yes, 0, 1)
+    return chance
+
+
+def as_log_probabilities(uncertainty: NDArray[np.float64], lead: Output | None) -> Floats:
+    """[N] uncertainty in [0, 1] -> [N, C] log-probabilities whose margin uncertainty it is, up to 1e-6.
+
+    The likeliest two classes are those of the lead head; without one there are two classes, the first the likelier.
+    """
+    n = len(uncertainty)
+    base = np.tile(np.array([0.0, -1.0], np.float32), (n, 1)) if lead is None else lead.log_probabilities
+    classes = base.shape[1]
+    rest = _REST if classes > 2 else 0.0
+    out = np.full(base.shape, rest / max(classes - 2, 1), np.float64)
+    rows, order = np.arange(n), np.argsort(base, axis=1, kind="stable")
+    less = np.clip(uncertainty, 1e-9, 1) / 2
+    out[rows, order[:, -1]] = (1 - rest) * (1 - less)
+    if classes > 1:
+        out[rows, order[:, -2]] = (1 - rest) * less
+    return np.log(out).astype(np.float32) if classes > 1 else np.zeros((n, 1), np.float32)
+
+
+def ranking_of_heads(ranking: Ranking, joint: Joint, answers: Sequence[HeadAnswers], rows: Ids) -> Ranking:
+    """The ranking with what each head answers; `rows` are the leading ones of it, those that are embedded."""
+    n, m = len(ranking), len(rows)
+    confidence, worth = np.zeros(n, np.float32), np.full(n, -1, np.int8)
+    confidence[:m], worth[:m] = joint.confidence[rows], joint.worth[rows]
+    confidence[m:] = confidence[:m].max(initial=0)
+    places = np.arange(m)
+    placed = tuple(answer.take(rows).scattered(places, n) for answer in answers)
+    label = placed[joint.lead].answer if joint.lead >= 0 else np.full(n, -1, np.int32)
+    note = "; ".join(part for part in (joint.note, ranking.note) if part)
+    return replace(ranking, confidence=confidence, label=label, answers=placed, worth=worth, note=note)

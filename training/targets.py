@@ -1,0 +1,74 @@
+"""What a head is asked about an example, and what is known of the answer. Values only; imports no network.
+
+single    one of several classes                target: its index
+multiple  any number of classes, or none        target: their indices, rising
+ordered   one of several classes with an order  target: its index
+number    a number between two bounds           target: itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["single", "multiple", "ordered", "number"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Target = int | float | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One question; two equal ones may share weights and labels."""
+
+    name: str = ""  # of the control; "" where a project asks one question and nobody gave it a name
+    kind: Kind = "single"
+    classes: tuple[str, ...] = ()  # empty for a number
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, without what is as in the first releases, whose versions hold one nameless single head."""
+        found: dict[str, Any] = {"classes": list(self.classes)}
+        if self.name:
+            found["name"] = self.name
+        if self.kind != "single":
+            found["kind"] = self.kind
+        return found
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> HeadSpec:
+        """From what `record` gave; other keys are left alone."""
+        return cls(record.get("name", ""), record.get("kind", "single"), tuple(record["classes"]))
+
+    def answers_as(self, other: HeadSpec) -> bool:
+        """Whether answers to the other question are answers to this one: all is alike, where both have a name that
+        too."""
+        return (self.kind, self.classes) == (other.kind, other.classes) and (
+            self.name == other.name or not (self.name and other.name)
+        )
+
+    def valid(self, target: Target) -> bool:
+        """Whether a target can be an answer to this question."""
+        places = (target,) if isinstance(target, int) else target
+        return isinstance(places, tuple) and all(0 <= place < len(self.classes) for place in places)
+
+    def said(self, target: Target) -> Any:
+        """A target in names, as JSON values: it means the same whatever the order of the classes."""
+        if isinstance(target, tuple):
+            return [self.classes[place] for place in target]
+        return target if isinstance(target, float) else self.classes[target]
+
+    def from_json(self, value: Any) -> Target:
+        """A target from JSON, where tuples come back as lists."""
+        if self.kind == "multiple":
+            return tuple(int(place) for place in value)
+        return float(value) if self.kind == "number" else int(value)
+
+
+@dataclass(frozen=True)
+class HeadLabels:
+    """What is known of one question; an example that is in neither is not answered, which says nothing about it."""
+
+    spec: HeadSpec
+    train: Mapping[int, Target]  # example id -> target, to learn from
+    audit: Mapping[int, Target]  # to measure with
+    weights: Mapping[int, float] | None = None  # of the examples learnt from; None: each counts 1
