@@ -130,8 +130,9 @@ def of_project(model: training.ProjectModel) -> simulate.Oracle:
     Raises: DataProblem: there are none, or they are not of one class each.
     """
     newest = model.newest()
-    if newest is not None and newest.kind not in ("single", "ordered"):
-        raise DataProblem(f"the first question, {newest.name!r}, has other answers than one class: nothing to replay")
+    if newest is not None and newest.specs[0].kind not in ("single", "ordered"):
+        name = newest.specs[0].name
+        raise DataProblem(f"the first question, {name!r}, has other answers than one class: nothing to replay")
     labels = {} if newest is None else model.labels_of(newest.id)
     ids = np.array(sorted(labels.keys() & set(model.embedded_ids().tolist())), np.int64)
     if not len(ids):

@@ -75,7 +75,7 @@ def connect_project(
 
     asked = (
         f"classes {', '.join(config.classes)}"
-        if len(config.controls) == 1
+        if len(config.controls) == 1 and config.classes
         else f"questions {', '.join(control.name for control in config.controls)}"
     )
     done(f"project {project_id} {project.title!r}: {project.task_count} tasks, {asked}")

@@ -199,7 +199,7 @@ def _config(ls: LabelStudioClient, project_id: int) -> str:
         shown, rest = control.classes[:SHOWN_CLASSES], len(control.classes) - SHOWN_CLASSES
         names = ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
         name = f"{control.name}: " if len(config.controls) > 1 else ""
-        parts.append(f"{name}{len(control.classes)} classes ({names})")
+        parts.append(f"{name}{len(control.classes)} classes ({names})" if control.classes else f"{name}a number")
     return "; ".join((f"served: {', '.join(parts)}", *config.notes))
 
 

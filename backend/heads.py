@@ -14,7 +14,7 @@ from .wire import Answer
 
 def spec_of(control: Control) -> training.HeadSpec:
     """What the head of a control is asked."""
-    return training.HeadSpec(control.name, control.answering, control.classes)
+    return training.HeadSpec(control.name, control.answering, control.classes, control.low, control.high, control.step)
 
 
 def specs_of(config: LabelingConfig) -> tuple[training.HeadSpec, ...]:
@@ -46,9 +46,8 @@ def asking_of(config: LabelingConfig) -> training.Asking:
             parent = by_name.get(condition.control)
             if parent is None:  # left to annotators: what it will say is not predicted
                 continue
-            places = {label: place for place, label in enumerate(parent.classes)}
-            labels = condition.labels or parent.classes
-            chosen = tuple(places[label] for label in labels if label in places)
+            words = condition.labels or tuple(choice.word for choice in parent.choices)
+            chosen = tuple(place for place, choice in enumerate(parent.choices) if choice.word in words)
             conditions.append(training.Shown(parent.name, chosen, condition.chosen))
         if conditions:
             shown[control.name] = tuple(conditions)
@@ -76,3 +75,10 @@ def shown_answers(
         if all_of_them or confidence >= (default if own is None else own):
             found.append(Answer(control, value, confidence))
     return tuple(found)
+
+
+def in_words(value: Any) -> str:
+    """An answer for people."""
+    if isinstance(value, list):
+        return ", ".join(value) or "none of them"
+    return f"{value:g}" if isinstance(value, float) else str(value)

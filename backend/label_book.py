@@ -18,7 +18,7 @@ from training import api as training
 
 from .controls import Control
 from .labeling_config import LabelingConfig
-from .labels import Label, answers_all, class_indices, reduce_all
+from .labels import Label, answers_all, reduce_all, targets_of
 from .ls_client import LabelStudioClient
 from .state import State
 
@@ -120,7 +120,7 @@ class LabelBook:
     def targets(self, config: LabelingConfig) -> list[dict[int, training.Target]]:
         """Of each question of the config: task -> its agreed answer."""
         return [
-            dict(class_indices({t: labels[place] for t, labels in self.labels.items()}, control.classes))
+            targets_of({t: labels[place] for t, labels in self.labels.items()}, control)
             for place, control in enumerate(config.controls)
         ]
 

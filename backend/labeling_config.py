@@ -1,8 +1,8 @@
 """Label Studio's labelling config (XML) read into the few facts that we serve. Pure; the XML may be hostile.
 
-Served: every single-answer `Choices` on one `Image`, see `controls`. What is not served is refused with XML that would
-work; `model_skip="true"` on a control takes it out of our sight. Tag and attribute names are not case-sensitive in the
-editor, nor here.
+Served: every `Choices`, `Taxonomy`, `Rating` and `Number` about one `Image`, see `controls`. What is not served is
+refused with XML that would work; `model_skip="true"` on a control takes it out of our sight. Tag and attribute names
+are not case-sensitive in the editor, nor here.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Reader:
         images = {tag.get("name"): tag for tag in self.tags if tag.kind == "image" and tag.get("name")}
         candidates = [tag for tag in self.tags if self._is_candidate(tag, images)]
         if not candidates:
-            why = " ".join(self.notes) or "It has no <Choices> on an <Image>."
+            why = " ".join(self.notes) or "It has no <Choices> (nor <Taxonomy>, <Rating>, <Number>) on an <Image>."
             raise UnsupportedLabelConfig(
                 f"Nothing in the labelling config can be predicted. {why}", self._example(images)
             )
@@ -150,7 +150,7 @@ class _Reader:
             self.notes.append(f"{tag.shown} is left to annotators: model_skip is set.")
             return False
         if tag.kind not in _IMAGE_LEVEL:
-            self.notes.append(f"{tag.shown} is left to annotators: only <Choices> are predicted.")
+            self.notes.append(f"{tag.shown} is left to annotators: answers about the whole image are predicted.")
             return False
         if asks_about_regions(tag):
             self.notes.append(f"{tag.shown} is left to annotators: it asks about regions, not the image.")
@@ -189,7 +189,7 @@ class _Reader:
     def _note_hidden(self, tag: Tag) -> None:
         """Note choices that nobody can choose."""
         hidden = [row for row in walk(tag.element) if row.kind == "choice" and row.choices]
-        if hidden:
+        if hidden and tag.kind == "choices":
             self.notes.append(
                 f"{tag.shown} has {len(hidden)} <Choice> inside others; Label Studio does not show them, "
                 "so they are not used."

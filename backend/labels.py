@@ -9,24 +9,31 @@ most and a dict in some. The rules, in this order:
 4. Of several annotations by one annotator the newest counts.
 5. Answers that the config does not know are kept aside and counted; they return with their label, because a changed
    config reduces all annotations anew.
-6. The label with most votes wins. A tie has no label: it is shown to people and not trained on.
+6. The label with most votes wins. A tie has no label: it is shown to people and not trained on. Where several labels
+   may apply each is voted on by itself, and of numbers the median counts.
 
-A question that an annotation does not answer says nothing about the image: it was hidden, or passed over.
+A question that an annotation does not answer says nothing about the image: it was hidden, or passed over. Only where
+several labels may apply, none need be given and the question was shown, does it mean that none applies.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any, Literal
 
-from .controls import Condition, Control
+from training import api as training
+
+from .controls import PATH_SEPARATOR, Condition, Control
 from .labeling_config import LabelingConfig
 
 Kind = Literal["agreed", "tie", "skipped", "unknown", "empty"]
 Votes = tuple[tuple[str, int], ...]
+Value = str | float | tuple[str, ...]
 
 # Keys of a result's value that place it somewhere in the image (or text, sound, video).
 _REGION_KEYS = frozenset(
@@ -38,7 +45,7 @@ _REGION_KEYS = frozenset(
 class Label:
     """What the annotators of one task said."""
 
-    value: str | None  # a class of the config, only when kind is "agreed"
+    value: Value | None  # only when kind is "agreed": a class of the config, those that apply in its order, or a number
     kind: Kind
     votes: Votes = ()  # (label, annotators), most first, then by name; only labels of the config
     annotation_ids: tuple[int, ...] = ()  # annotations whose answers were counted, known or not, ascending
@@ -52,7 +59,7 @@ class _Answer:
     annotator: object
     at: float  # unix seconds
     ground_truth: bool
-    value: str | None  # None: submitted without an answer
+    value: Value | None  # None: submitted without an answer
 
 
 def reduce_annotations(annotations: Iterable[Any], config: LabelingConfig) -> Label:
@@ -75,10 +82,24 @@ def reduce_to(annotations: Iterable[Any], control: Control) -> Label:
     answers = [_answer(a, control) for a in submitted]
     truths = [a for a in answers if a.ground_truth and a.value is not None]
     counted = [a for a in _newest_per_annotator(truths or answers) if a.value is not None]
-    counts = Counter(a.value for a in counted if a.value is not None)
-    label = _settle(counts, control.classes)
+    label = _settle([a.value for a in counted if a.value is not None], control)
     ids = tuple(sorted(a.annotation_id for a in counted))
     return replace(label, annotation_ids=ids, ground_truth=bool(truths))
+
+
+def targets_of(labels: Mapping[int, Label], control: Control) -> dict[int, training.Target]:
+    """Task id -> answer as the model knows it, for the tasks whose label is agreed."""
+    place = {name: index for index, name in enumerate(control.classes)}
+    found: dict[int, training.Target] = {}
+    for task, label in labels.items():
+        value = label.value
+        if isinstance(value, tuple):
+            found[task] = tuple(place[name] for name in value)
+        elif isinstance(value, float):
+            found[task] = value
+        elif value is not None and value in place:
+            found[task] = place[value]
+    return found
 
 
 def answers_all(annotation: Mapping[str, Any], controls: Sequence[Control]) -> bool:
@@ -116,12 +137,19 @@ def _last_steps(chosen: Any) -> list[str]:
 def class_indices(labels: Mapping[int, Label], classes: Sequence[str]) -> dict[int, int]:
     """Task id -> class index, for the tasks whose label is agreed and among `classes`."""
     index = {name: i for i, name in enumerate(classes)}
-    agreed = ((t, label.value) for t, label in labels.items() if label.value is not None)
+    agreed = ((t, label.value) for t, label in labels.items() if isinstance(label.value, str))
     return {t: index[value] for t, value in agreed if value in index}
 
 
-def _settle(counts: Mapping[str, int], classes: Sequence[str]) -> Label:
-    names = set(classes)
+def _settle(values: Sequence[Value], control: Control) -> Label:
+    if control.answering == "number":
+        numbers = [value for value in values if isinstance(value, float)]
+        votes = _ranked(Counter(f"{number:g}" for number in numbers))
+        return Label(float(median(numbers)), "agreed", votes) if numbers else Label(None, "empty")
+    if control.answering == "multiple":
+        return _settle_each([value for value in values if isinstance(value, tuple)], control.classes)
+    counts = Counter(value for value in values if isinstance(value, str))
+    names = set(control.classes)
     known = _ranked({value: n for value, n in counts.items() if value in names})
     unknown = _ranked({value: n for value, n in counts.items() if value not in names})
     if not known:
@@ -129,6 +157,21 @@ def _settle(counts: Mapping[str, int], classes: Sequence[str]) -> Label:
     if len(known) > 1 and known[0][1] == known[1][1]:
         return Label(None, "tie", known, unknown=unknown)
     return Label(known[0][0], "agreed", known, unknown=unknown)
+
+
+def _settle_each(values: Sequence[tuple[str, ...]], classes: Sequence[str]) -> Label:
+    """Each class voted on by itself. An answer that names only what the config does not know says nothing."""
+    names = set(classes)
+    usable = [value for value in values if not value or names.intersection(value)]
+    counts = Counter(name for value in values for name in value)
+    known = _ranked({name: n for name, n in counts.items() if name in names})
+    unknown = _ranked({name: n for name, n in counts.items() if name not in names})
+    if not usable:
+        return Label(None, "unknown" if unknown else "empty", unknown=unknown)
+    if any(2 * n == len(usable) for _, n in known):
+        return Label(None, "tie", known, unknown=unknown)
+    applies = tuple(name for name in classes if 2 * counts[name] > len(usable))
+    return Label(applies, "agreed", known, unknown=unknown)
 
 
 def _ranked(counts: Mapping[str, int]) -> Votes:
@@ -173,21 +216,34 @@ def _annotator(annotation: Mapping[str, Any]) -> object:
     return ("annotation", id(annotation)) if by is None or isinstance(by, (list, dict)) else ("user", str(by))
 
 
-def _value(result: Any, control: Control) -> str | None:
+def _value(result: Any, control: Control) -> Value | None:
     """The answer to our control; several different ones are joined into an answer that no config has."""
     items = [item for item in result if isinstance(item, Mapping)] if isinstance(result, list) else []
     regions = {item.get("id") for item in items if _places(item)} - {None}
-    values: list[str] = []
+    found: list[Any] = []
     for item in items:
-        if item.get("from_name") != control.name or item.get("type", "choices") != "choices":
+        if item.get("from_name") != control.name or item.get("type", control.kind) != control.kind:
             continue
         if _places(item) or (item.get("id") is not None and item.get("id") in regions):
             continue
         value = item.get("value")
-        chosen = value.get("choices") if isinstance(value, Mapping) else None
-        values.extend(_names(chosen))
-    distinct = list(dict.fromkeys(values))
+        found.append(value.get(control.kind) if isinstance(value, Mapping) else None)
+    if control.answering == "number":
+        numbers = [float(value) for value in found if _is_number(value)]
+        return numbers[-1] if numbers else None
+    if control.kind == "rating":
+        names = [f"{float(value):g}" for value in found if _is_number(value)]
+    else:
+        names = [name for chosen in found for name in _names(chosen)]
+    distinct = list(dict.fromkeys(names))
+    if control.answering == "multiple":
+        none = control.empty_means_none and is_shown(result, control)
+        return tuple(distinct) if distinct or none else None
     return f"several answers: {', '.join(distinct)}" if len(distinct) > 1 else next(iter(distinct), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _places(item: Mapping[str, Any]) -> bool:
@@ -196,10 +252,10 @@ def _places(item: Mapping[str, Any]) -> bool:
 
 
 def _names(chosen: Any) -> list[str]:
-    """Chosen labels; a path of one step (left by `allowNested`) is that step, others are joined."""
+    """Chosen labels; a path (of a Taxonomy, or left by `allowNested`) is its steps joined."""
     if isinstance(chosen, str):
         chosen = [chosen]
     if not isinstance(chosen, list):
         return []
-    names = [" / ".join(map(str, c)) if isinstance(c, list) else str(c) for c in chosen if c is not None]
+    names = [PATH_SEPARATOR.join(map(str, c)) if isinstance(c, list) else str(c) for c in chosen if c is not None]
     return [name for name in names if name]

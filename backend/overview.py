@@ -11,6 +11,7 @@ from training import api as training
 from .dispatch import Dispatcher
 from .errors import BackendError, UnsupportedLabelConfig
 from .fine_tune import tuning_sentence
+from .heads import in_words
 from .order import Order, read_order
 from .ports import ProjectOverview, QueueEntry
 from .project import ProjectDesk, Workshop
@@ -19,6 +20,13 @@ from .queue_push import read_pushed
 from .refresh import SERVED_FILE
 
 HEAD = 12
+NO_AUDIT = "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
+_MEANT: dict[training.Kind, str] = {
+    "single": "",
+    "multiple": " with every label right",
+    "ordered": "",
+    "number": " off by at most a twentieth of the range",
+}
 
 
 def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> ProjectOverview:
@@ -111,10 +119,10 @@ def accuracy_sentence(live: training.VersionInfo | None) -> str:
     if live is None:
         return "no model yet: the first tasks are chosen to cover the pool"
     if not live.others:
-        return _accuracy(live.metrics)
+        return _accuracy(live.heads[0])
     known = [accuracy for head in live.heads if (accuracy := head.metrics.get("accuracy")) is not None]
     if not known:
-        return _accuracy({})
+        return NO_AUDIT
     return f"{sum(known) / len(known):.1%} on average over {len(known)} of {len(live.heads)} questions, see there"
 
 
@@ -122,15 +130,29 @@ def question_sentences(live: training.VersionInfo | None) -> tuple[tuple[str, st
     """(name, how well it is answered) of each question, where there are several."""
     if live is None or not live.others:
         return ()
-    return tuple((h.spec.name, f"{_accuracy(h.metrics)}; {h.labels_used} labels learnt from") for h in live.heads)
+    return tuple((head.spec.name, f"{_accuracy(head)}; {head.labels_used} labels learnt from") for head in live.heads)
 
 
-def _accuracy(metrics: Mapping[str, float | None]) -> str:
-    n = int(metrics.get("audit_n") or 0)
-    accuracy, low, high = (metrics.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
+def _accuracy(head: training.HeadInfo) -> str:
+    m = head.metrics
+    n = int(m.get("audit_n") or 0)
+    accuracy, low, high = (m.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high"))
     if not n or accuracy is None or low is None or high is None:
-        return "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
-    return f"{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, {n} audit labels)"
+        return NO_AUDIT
+    return f"{accuracy:.1%}{_MEANT[head.spec.kind]} (95 % interval {low:.1%} to {high:.1%}, {n} audit labels){_more(m)}"
+
+
+def _more(m: Mapping[str, float | None]) -> str:
+    """What else is known of answers that are not one class, for people."""
+    precision, f1, off, covered = (m.get(k) for k in ("mean_average_precision", "f1_macro", "mae", "coverage_90"))
+    parts = []
+    if precision is not None and f1 is not None:
+        parts.append(f"mean average precision {precision:.2f}, F1 {f1:.2f}")
+    if off is not None:
+        parts.append(f"off by {off:.2g} on average")
+    if covered is not None:
+        parts.append(f"{covered:.0%} inside the interval that is to hold 90 %")
+    return "".join(f"; {part}" for part in parts)
 
 
 def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]], unlabelled: int, pushed: bool) -> str:
@@ -199,7 +221,7 @@ def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:
                 float(order.confidence[row]),
                 order.classes[label] if 0 <= label < len(order.classes) else None,
                 training.REASONS[int(order.reason[row])],
-                tuple((name, str(value), sure) for name, value, sure in order.said(row)) if order.answers else (),
+                tuple((name, in_words(value), sure) for name, value, sure in order.said(row)) if order.answers else (),
                 order.question(row),
             )
         )

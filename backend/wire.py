@@ -70,7 +70,7 @@ class Answer:
     """An answer to be shown before anybody gave one."""
 
     control: Control
-    value: str  # a class of the control
+    value: str | float | Sequence[str]  # a class of the control, a number, or the classes that apply
     confidence: float | None = None  # calibrated chance that it is right, kept on the result itself
 
 
@@ -115,19 +115,34 @@ def prediction_of(task_id: int | None, answers: Sequence[Answer], score: float, 
 
 
 def _item(answer: Answer) -> dict[str, Any] | None:
-    """The result item of an answer; None when its control does not know it."""
+    """The result item of an answer; None when its control does not know it, or nothing applies."""
     control = answer.control
-    if answer.value not in control.classes:
+    value = _wire_value(control, answer.value)
+    if value is None:
         return None
     item: dict[str, Any] = {
         "from_name": control.name,
         "to_name": control.to_name,
         "type": control.kind,
-        "value": {"choices": [answer.value]},
+        "value": {control.kind: value},
     }
     if answer.confidence is not None and math.isfinite(answer.confidence):
         item["score"] = float(answer.confidence)
     return item
+
+
+def _wire_value(control: Control, value: str | float | Sequence[str]) -> Any:
+    if control.kind == "number":
+        if not isinstance(value, float):
+            return None
+        return int(value) if value.is_integer() else round(value, 6)
+    names = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
+    chosen = [choice for choice in control.choices if choice.label in names]
+    if not chosen or (control.answering != "multiple" and len(chosen) > 1):
+        return None
+    if control.kind == "rating":
+        return int(chosen[0].label)
+    return [list(choice.path) if choice.path else choice.label for choice in chosen]
 
 
 def no_answer(version: str, score: float = 1.0) -> dict[str, Any]:

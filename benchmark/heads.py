@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.answers import Output
+from training.answers import OneOf
 from training.blas import one_thread
 from training.evaluate import audit_metrics
 from training.head import HeadFit, Start, fit_head
@@ -59,31 +59,32 @@ def load(name: str, features: Path, data: Path) -> tuple[Floats, list[Ints], Int
     return x, [first, np.searchsorted(np.quantile(ink, [1 / 3, 2 / 3]), ink)], np.arange(len(x))
 
 
-def outputs_of(fits: list[HeadFit], x: Floats) -> list[Output]:
+def outputs_of(fits: list[HeadFit], x: Floats) -> list[OneOf]:
     return [
-        Output.of(
-            HeadSpec(str(place), "single", tuple(map(str, range(fit.head.classes)))), fit.head, fit.head.logits(x)
+        OneOf(
+            HeadSpec(str(place), "single", tuple(map(str, range(fit.head.classes)))),
+            fit.head.log_probabilities(fit.head.logits(x)),
         )
         for place, fit in enumerate(fits)
     ]
 
 
-def alone(place: int) -> Callable[[list[Output], list[Ints], int], Seen]:
+def alone(place: int) -> Callable[[list[OneOf], list[Ints], int], Seen]:
     return lambda outputs, y, left: (outputs[place].log_probabilities, y[place])
 
 
-def ranks(outputs: list[Output], y: list[Ints], left: int) -> Seen:
+def ranks(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
     joint = join(outputs, [o.answers() for o in outputs], {o.spec.name: left for o in outputs}, Asking())
     return as_log_probabilities(joint.uncertainty, outputs[0]), y[0]
 
 
-def margins(outputs: list[Output], y: list[Ints], left: int) -> Seen:
+def margins(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
     return as_log_probabilities(np.mean([o.uncertainty() for o in outputs], axis=0).astype(np.float64), outputs[0]), y[
         0
     ]
 
 
-def product(outputs: list[Output], y: list[Ints], left: int) -> Seen:
+def product(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
     a, b = (o.log_probabilities for o in outputs)
     return (a[:, :, None] + b[:, None, :]).reshape(len(a), -1), y[0] * b.shape[1] + y[1]
 

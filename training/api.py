@@ -24,6 +24,7 @@ from .errors import DataError, LabelSpaceChanged, NoTrainableExamples, TrainingE
 from .evaluate import audit_is_enough
 from .gate import Comparison, Verdict, decide
 from .head_comparison import Measured, compare_sides, measure_answers, same_question
+from .head_measures import as_classes
 from .joint import Asking, Shown, as_log_probabilities, join, ranking_of_heads
 from .pool_labels import audit_mask, rows_of_labels
 from .pool_view import PoolView
@@ -480,7 +481,7 @@ class ProjectModel:
         from uncertainty.conformal import never_empty
 
         audit = self._versions.audit_labels(version)
-        if len(audit) < FEWEST_FOR_SETS or self._load(version).info.kind not in ("single", "ordered"):
+        if len(audit) < FEWEST_FOR_SETS or self._load(version).info.specs[0].kind not in ("single", "ordered"):
             return None
         measured = self.predict(version, list(audit))
         truth = np.array(list(audit.values()), np.int64)[measured.known]
@@ -536,19 +537,23 @@ class ProjectModel:
         ids = np.empty(0, np.int64) if view is None else view.ids
         if view is None or not len(ids):
             return unread_only(version, np.concatenate([wanted, late]))
-        log_p, joint, lead = None, None, 0
+        log_p, joint, labels = None, None, None
         answers: tuple[HeadAnswers, ...] = ()
         if stored is not None:
             logits = view.logits(stored.info.id, stored.joint)
+            known: Mapping[int, Target]
             if stored.info.is_plain:
                 log_p = stored.head.log_probabilities(logits)
+                known = self._versions.labels(stored.info.id)
             else:
                 outputs = outputs_of(stored, logits)
                 answers = tuple(output.answers() for output in outputs)
                 lacking = {head.spec.name: len(ids) - head.labels_used for head in stored.info.heads}
                 joint = join(outputs, answers, lacking, asking)
-                lead = joint.lead
-                log_p = as_log_probabilities(joint.uncertainty, outputs[lead] if lead >= 0 else None)
+                targets = self._versions.labels(stored.info.id, joint.lead)
+                seen, known = as_classes(outputs[joint.lead], targets)
+                log_p = as_log_probabilities(joint.uncertainty, seen)
+            labels = rows_of_labels(known, ids)
         is_labelled = np.isin(ids, as_ids(labelled))
         is_open = np.isin(ids, wanted)
         is_audit = audit_mask(audit, ids, is_labelled | is_open)
@@ -563,9 +568,7 @@ class ProjectModel:
                 pending=np.isin(ids, as_ids(pending)),
                 audit=is_audit,
                 open=is_open,
-                labels=None
-                if stored is None or lead < 0
-                else rows_of_labels(self._versions.labels(stored.info.id, lead), ids),
+                labels=labels,
                 rejected=is_labelled & np.isin(ids, as_ids(skipped)),
             ),
             strategy=strategy,

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Output
-from .gate import Comparison, Flags, compare, squared_distances
-from .targets import HeadLabels, HeadSpec
+from .gate import Comparison, Flags, compare
+from .head_measures import as_array, distances
+from .targets import HeadLabels, HeadSpec, Target
 
 Ids = NDArray[np.int64]
 
@@ -45,18 +46,21 @@ def measure_answers(output: Output, labels: HeadLabels, ids: Ids, embedded: Flag
 
     The classes of the head and those of the answers may differ.
     """
-    column = {name: place for place, name in enumerate(output.spec.classes)}
-    truth = np.full(len(ids), -1, np.int64)
-    known = np.zeros(len(ids), bool)
-    for row, example in enumerate(ids.tolist()):
-        target = labels.audit.get(example)
-        if target is not None:
-            known[row], truth[row] = True, column.get(labels.spec.said(target), -1)
+    known = np.array([example in labels.audit for example in ids.tolist()], bool)
     right, distance = np.zeros(len(ids), bool), np.zeros(len(ids))
-    probabilities = np.exp(output.log_probabilities)
-    right[embedded] = probabilities.argmax(axis=1) == truth[embedded]
-    distance[embedded] = squared_distances(probabilities, truth[embedded])
+    targets = [_moved(labels.audit.get(example), labels.spec, output.spec) for example in ids[embedded].tolist()]
+    right[embedded], distance[embedded] = distances(output, as_array(output.spec, targets))
     return Measured(known & embedded, right, distance)
+
+
+def _moved(target: Target | None, spec: HeadSpec, to: HeadSpec) -> Target:
+    """A target in the classes of another head; what that does not know, or nobody does, as some target of its kind."""
+    if to.kind == "number":
+        return 0.0 if target is None else target
+    place = {name: index for index, name in enumerate(to.classes)}
+    if to.kind == "multiple":
+        return tuple(place[name] for name in (() if target is None else spec.said(target)) if name in place)
+    return -1 if target is None else place.get(spec.said(target), -1)
 
 
 def compare_sides(candidate: Sequence[Measured | None], live: Sequence[Measured | None]) -> Comparison:

@@ -5,20 +5,22 @@ n  labelled examples    C  classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .answers import Output
+from .answers import output_of
 from .embedding_table import as_ids
 from .errors import DataError
-from .evaluate import audit_metrics
-from .head import Start, fit_head
+from .head import HeadFit, Start, fit_head, fit_label_head
+from .head_measures import as_array, metrics_of
+from .number_head import fit_number_head
 from .pool_labels import error_ranking
 from .pool_view import SELECTION_DIMS, PoolView
-from .quality import set_metrics
 from .space import Space
 from .targets import HeadLabels, Target
 from .version_values import FitState, HeadContent, StoredHead
@@ -67,22 +69,13 @@ def fit_heads(view: PoolView, heads: Sequence[HeadLabels], starts: Sequence[Stor
 
 
 def _fit(view: PoolView, labels: HeadLabels, before: StoredHead | None) -> HeadContent:
-    space, spec = view.space(), labels.spec
-    features = view.rows(as_ids(list(labels.train)))
+    spec = labels.spec
     weights = None if labels.weights is None else {i: labels.weights.get(i, 1.0) for i in labels.train}
-    fit = fit_head(
-        features,
-        _places(labels.train),
-        len(spec.classes),
-        space,
-        weights=None if weights is None else list(weights.values()),
-        groups=lambda: _groups(space, features),
-        start=None if before is None else Start(before.head, **vars(before.state)),
-    )
-    logits = fit.head.logits(view.rows(as_ids(list(labels.audit))))
-    truth = _places(labels.audit)
-    probabilities = np.exp(Output.of(spec, fit.head, logits).log_probabilities)
-    metrics = audit_metrics(probabilities, truth) | set_metrics(probabilities, truth)
+    numbers = _numbers(labels) if spec.kind == "number" else {}
+    fit = _fit_by_kind(view, labels, weights, numbers, before)
+    columns = fit.head.logits(view.rows(as_ids(list(labels.audit))))
+    truth = as_array(spec, list(labels.audit.values()))
+    metrics = metrics_of(output_of(spec, fit.head, columns, numbers), truth)
     return HeadContent(
         spec,
         fit.head,
@@ -91,8 +84,41 @@ def _fit(view: PoolView, labels: HeadLabels, before: StoredHead | None) -> HeadC
         weights,
         labels.audit,
         metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
-        error_ranking(view, logits, fit.head.temperature, labels),
+        error_ranking(view, columns, fit.head.temperature, labels) if spec.kind == "single" else None,
+        numbers,
     )
+
+
+def _fit_by_kind(
+    view: PoolView,
+    labels: HeadLabels,
+    weights: Mapping[int, float] | None,
+    numbers: Mapping[str, float],
+    before: StoredHead | None,
+) -> HeadFit:
+    space, kind = view.space(), labels.spec.kind
+    features = view.rows(as_ids(list(labels.train)))
+    targets = as_array(labels.spec, list(labels.train.values()))
+    shared: dict[str, Any] = {
+        "weights": None if weights is None else list(weights.values()),
+        "groups": lambda: _groups(space, features),
+        "start": None if before is None else Start(before.head, **vars(before.state)),
+    }
+    if kind == "multiple":
+        return fit_label_head(features, targets, space, **shared)
+    if kind == "number":
+        return fit_number_head(features, targets, (numbers["low"], numbers["high"]), space, **shared)
+    return fit_head(features, targets, len(labels.spec.classes), space, **shared)
+
+
+def _numbers(labels: HeadLabels) -> dict[str, float]:
+    """The range of a number: as the question says, else that of the answers known."""
+    known = [float(target) for target in (*labels.train.values(), *labels.audit.values()) if isinstance(target, float)]
+    low, high = labels.spec.low, labels.spec.high
+    low = min([*known, math.inf if high is None else high]) if low is None else low
+    low = 0.0 if math.isinf(low) else low
+    high = max([*known, low]) if high is None else high
+    return {"low": low, "high": high if high > low else low + 1}
 
 
 def _groups(space: Space, features: NDArray[np.float32]) -> Ids:
@@ -100,8 +126,3 @@ def _groups(space: Space, features: NDArray[np.float32]) -> Ids:
     from uncertainty.duplicates import near_duplicate_groups
 
     return near_duplicate_groups(space.reduced(features, SELECTION_DIMS), _DUPLICATE)
-
-
-def _places(targets: Mapping[int, Target]) -> Ids:
-    """Class indices as an array."""
-    return np.array(list(targets.values()), np.int64)

@@ -2,8 +2,8 @@
 
     N  embedded examples    H  heads    C  classes
 
-Strategies know one distribution over classes. They get that of the lead head, the class head of most weight, with its
-two likeliest classes moved so far apart that their gap says how uncertain all heads are together.
+Strategies know one distribution over classes. They get that of the lead head, the one of most weight, seen as classes,
+with the two likeliest moved so far apart that their gap says how uncertain all heads are together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Joint:
     confidence: Floats  # [N] expected share of the questions that are answered right, in [0, 1]
     worth: NDArray[np.int8]  # [N] place of the head whose answer is worth most, -1: nothing is asked
     weights: dict[str, float]  # of the heads in the order, by name; sum to one
-    lead: int  # place of the head whose classes strategies see; -1: no head has classes
+    lead: int  # place of the head whose classes strategies see
 
     @property
     def note(self) -> str:
@@ -80,25 +80,25 @@ def join(
         for place, (name, output) in enumerate(zip(names, outputs, strict=True))
     }
     uncertainty, worth = combine(columns, weights)
+    if len(names) == 1:  # ranks put units on one scale; where there is one, they would only lose how unsure it is
+        uncertainty = columns[names[0]].astype(np.float64)
     confidence = np.stack([answer.confidence for answer in answers])
     total = asked.sum(axis=0)
     # A mean of chances is the expected share of right answers whatever the heads have to do with each other.
     mean = (confidence * asked).sum(axis=0) / np.maximum(total, 1e-12)
-    classes = [place for place, output in enumerate(outputs) if output.spec.kind in ("single", "ordered")]
-    lead = max(classes, key=lambda place: weights[names[place]], default=-1)
     return Joint(
         uncertainty,
         np.where(total > 0, mean, confidence[0]).astype(np.float32),
         worth.astype(np.int8),
         weights,
-        lead,
+        max(range(len(names)), key=lambda place: weights[names[place]]),
     )
 
 
 def _chance_asked(name: str, outputs: Sequence[Output], asking: Asking) -> Floats:
     """[N] chance that a question is shown, its conditions taken as independent."""
     by_name = {output.spec.name: output for output in outputs}
-    chance = np.ones(len(outputs[0].log_probabilities), np.float32)
+    chance = np.ones(len(outputs[0].uncertainty()), np.float32)
     for shown in asking.shown.get(name, ()):
         if shown.parent in by_name:
             yes = by_name[shown.parent].chance_of(shown.classes)
@@ -106,22 +106,21 @@ def _chance_asked(name: str, outputs: Sequence[Output], asking: Asking) -> Float
     return chance
 
 
-def as_log_probabilities(uncertainty: NDArray[np.float64], lead: Output | None) -> Floats:
+def as_log_probabilities(uncertainty: NDArray[np.float64], lead: Floats) -> Floats:
     """[N] uncertainty in [0, 1] -> [N, C] log-probabilities whose margin uncertainty it is, up to 1e-6.
 
-    The likeliest two classes are those of the lead head; without one there are two classes, the first the likelier.
+    The likeliest two classes are those of `lead`, [N, C].
     """
-    n = len(uncertainty)
-    base = np.tile(np.array([0.0, -1.0], np.float32), (n, 1)) if lead is None else lead.log_probabilities
-    classes = base.shape[1]
+    n, classes = lead.shape
+    if classes < 2:
+        return np.zeros((n, 1), np.float32)
     rest = _REST if classes > 2 else 0.0
-    out = np.full(base.shape, rest / max(classes - 2, 1), np.float64)
-    rows, order = np.arange(n), np.argsort(base, axis=1, kind="stable")
+    out = np.full(lead.shape, rest / max(classes - 2, 1), np.float64)
+    rows, order = np.arange(n), np.argsort(lead, axis=1, kind="stable")
     less = np.clip(uncertainty, 1e-9, 1) / 2
     out[rows, order[:, -1]] = (1 - rest) * (1 - less)
-    if classes > 1:
-        out[rows, order[:, -2]] = (1 - rest) * less
-    return np.log(out).astype(np.float32) if classes > 1 else np.zeros((n, 1), np.float32)
+    out[rows, order[:, -2]] = (1 - rest) * less
+    return np.log(out).astype(np.float32)
 
 
 def ranking_of_heads(ranking: Ranking, joint: Joint, answers: Sequence[HeadAnswers], rows: Ids) -> Ranking:
@@ -132,6 +131,7 @@ def ranking_of_heads(ranking: Ranking, joint: Joint, answers: Sequence[HeadAnswe
     confidence[m:] = confidence[:m].max(initial=0)
     places = np.arange(m)
     placed = tuple(answer.take(rows).scattered(places, n) for answer in answers)
-    label = placed[joint.lead].answer if joint.lead >= 0 else np.full(n, -1, np.int32)
+    classes = placed[0].spec.kind in ("single", "ordered")
+    label = placed[0].answer if classes else np.full(n, -1, np.int32)
     note = "; ".join(part for part in (joint.note, ranking.note) if part)
     return replace(ranking, confidence=confidence, label=label, answers=placed, worth=worth, note=note)

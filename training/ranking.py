@@ -155,7 +155,7 @@ class Ranking:
     version: str | None
     example_ids: Ids
     confidence: NDArray[np.float32]  # calibrated chance that the answer is right, of several the mean; 0: no version
-    label: NDArray[np.int32]  # index in the classes of the (leading) head, -1 for none
+    label: NDArray[np.int32]  # index in the classes of the first head, -1 for none
     reason: NDArray[np.int8]  # index in REASONS
     odds: Odds
     note: str = ""  # what the strategy measured in the pool, for people

@@ -8,8 +8,9 @@ number    a number between two bounds           target: itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Kind = Literal["single", "multiple", "ordered", "number"]
@@ -24,6 +25,9 @@ class HeadSpec:
     name: str = ""  # of the control; "" where a project asks one question and nobody gave it a name
     kind: Kind = "single"
     classes: tuple[str, ...] = ()  # empty for a number
+    low: float | None = None  # of a number; None: what was answered tells
+    high: float | None = None
+    step: float | None = None  # between two numbers that can be answered, counted from `low` or 0; None: any can
 
     def record(self) -> dict[str, Any]:
         """As JSON values, without what is as in the first releases, whose versions hold one nameless single head."""
@@ -32,24 +36,35 @@ class HeadSpec:
             found["name"] = self.name
         if self.kind != "single":
             found["kind"] = self.kind
-        return found
+        limits = {"low": self.low, "high": self.high, "step": self.step}
+        return found | {name: limit for name, limit in limits.items() if limit is not None}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> HeadSpec:
         """From what `record` gave; other keys are left alone."""
-        return cls(record.get("name", ""), record.get("kind", "single"), tuple(record["classes"]))
+        return cls(
+            record.get("name", ""),
+            record.get("kind", "single"),
+            tuple(record["classes"]),
+            record.get("low"),
+            record.get("high"),
+            record.get("step"),
+        )
 
     def answers_as(self, other: HeadSpec) -> bool:
         """Whether answers to the other question are answers to this one: all is alike, where both have a name that
         too."""
-        return (self.kind, self.classes) == (other.kind, other.classes) and (
-            self.name == other.name or not (self.name and other.name)
-        )
+        named = self.name == other.name or not (self.name and other.name)
+        return named and replace(self, name="") == replace(other, name="")
 
     def valid(self, target: Target) -> bool:
         """Whether a target can be an answer to this question."""
-        places = (target,) if isinstance(target, int) else target
-        return isinstance(places, tuple) and all(0 <= place < len(self.classes) for place in places)
+        if self.kind == "number":
+            return isinstance(target, float) and math.isfinite(target)
+        places = target if self.kind == "multiple" else (target,)
+        return isinstance(places, tuple) and all(
+            isinstance(place, int) and 0 <= place < len(self.classes) for place in places
+        )
 
     def said(self, target: Target) -> Any:
         """A target in names, as JSON values: it means the same whatever the order of the classes."""

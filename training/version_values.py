@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .linear import Floats, Head
 from .quality import ErrorRanking
-from .targets import HeadSpec, Kind, Target
+from .targets import HeadSpec, Target
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -42,6 +42,7 @@ class HeadInfo:
     metrics: dict[str, float | None]  # see training.evaluate; None where nothing can be said
     temperature: float
     error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
+    numbers: Mapping[str, float] = field(default_factory=dict)  # what its kind needs beside the weights
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class HeadContent:
     audit: Mapping[int, Target]  # the labels measured on
     metrics: dict[str, float | None]
     error_ranking: ErrorRanking | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
@@ -67,6 +69,7 @@ class HeadContent:
             "error_ranking": None if self.error_ranking is None else self.error_ranking.record(),
             "temperature": self.head.temperature,
             "state": vars(self.state),
+            **({"numbers": dict(self.numbers)} if self.numbers else {}),
         }
 
     def stored_labels(self) -> dict[str, Any]:
@@ -107,20 +110,21 @@ class VersionInfo:
     code_version: str
     source: dict[str, Any] = field(default_factory=dict)  # what the caller wanted remembered
     error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
-    name: str = ""  # of the first head
-    kind: Kind = "single"
+    spec: HeadSpec | None = None  # of the first head; None: of one class, without a name
+    numbers: Mapping[str, float] = field(default_factory=dict)  # of the first head, see HeadInfo
     others: tuple[HeadInfo, ...] = ()
 
     @property
     def heads(self) -> tuple[HeadInfo, ...]:
         """All of them, at least one."""
         first = HeadInfo(
-            HeadSpec(self.name, self.kind, self.classes),
+            self.spec or HeadSpec(classes=self.classes),
             self.labels_used,
             self.labels_digest,
             self.metrics,
             self.temperature,
             self.error_ranking,
+            self.numbers,
         )
         return (first, *self.others)
 
@@ -132,7 +136,7 @@ class VersionInfo:
     @property
     def is_plain(self) -> bool:
         """Whether it asks one question with one answer of several classes."""
-        return self.kind == "single" and not self.others
+        return not self.others and self.specs[0].kind == "single"
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,8 @@ class VersionContent:
     representation: str
     source: dict[str, Any]
     error_ranking: ErrorRanking | None = None
-    name: str = ""
-    kind: Kind = "single"
+    spec: HeadSpec | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
     others: tuple[HeadContent, ...] = ()
 
     @classmethod
@@ -201,8 +205,8 @@ class VersionContent:
             representation=representation,
             source=source,
             error_ranking=first.error_ranking,
-            name=first.spec.name,
-            kind=first.spec.kind,
+            spec=first.spec,
+            numbers=first.numbers,
             others=tuple(others),
         )
 
@@ -210,7 +214,7 @@ class VersionContent:
     def heads(self) -> tuple[HeadContent, ...]:
         """All of them, at least one."""
         first = HeadContent(
-            HeadSpec(self.name, self.kind, self.classes),
+            self.spec or HeadSpec(classes=self.classes),
             self.head,
             self.state,
             self.labels,
@@ -218,6 +222,7 @@ class VersionContent:
             self.audit,
             self.metrics,
             self.error_ranking,
+            self.numbers,
         )
         return (first, *self.others)
 
@@ -243,8 +248,8 @@ def to_info(manifest: Mapping[str, Any]) -> VersionInfo:
         code_version=manifest["code_version"],
         source=manifest["source"],
         error_ranking=first.error_ranking,
-        name=first.spec.name,
-        kind=first.spec.kind,
+        spec=first.spec,
+        numbers=first.numbers,
         others=tuple(others),
     )
 
@@ -258,6 +263,7 @@ def read_info(record: Mapping[str, Any]) -> HeadInfo:
         metrics=record["metrics"],
         temperature=record["temperature"],
         error_ranking=ErrorRanking.of(record.get("error_ranking")),
+        numbers=record.get("numbers", {}),
     )
 
 

@@ -89,7 +89,6 @@ UNSERVED = {
     ),
     "text instead of an image": (SIMPLE.replace("Image", "Text"), "not an <Image>"),
     "no toName": (SIMPLE.replace(' toName="img"', ""), "no toName"),
-    "multiple": (config(attributes='choice="multiple"'), 'choice="multiple"'),
     "dynamic": (config("", 'value="$options"'), "takes its choices from task data"),
     "one dynamic choice": (config('<Choice value="$x"/><Choice value="b"/><Choice value="c"/>'), "alias"),
     "nested answers": (config(attributes='allowNested="true"'), "allowNested"),
@@ -99,15 +98,35 @@ UNSERVED = {
     "per region": (config(attributes='perRegion="true"'), "regions"),
     "when a region is selected": (config(attributes='visibleWhen="region-selected"'), "regions"),
     "skipped": (config(attributes='model_skip="true"'), "model_skip"),
-    "rating": (
-        '<View><Image name="img" value="$image"/><Rating name="r" toName="img" maxRating="5"/></View>',
+    "ranker": (
+        '<View><Image name="img" value="$image"/><Ranker name="r" toName="img"/></View>',
         "not served",
+    ),
+    "rating of one star": (
+        '<View><Image name="img" value="$image"/><Rating name="r" toName="img" maxRating="1"/></View>',
+        "whole number from 2 to 100",
+    ),
+    "number without room": (
+        '<View><Image name="img" value="$image"/><Number name="n" toName="img" min="3" max="3"/></View>',
+        "must be less",
+    ),
+    "number in steps of nothing": (
+        '<View><Image name="img" value="$image"/><Number name="n" toName="img" step="0"/></View>',
+        "above 0",
+    ),
+    "number with words": (
+        '<View><Image name="img" value="$image"/><Number name="n" toName="img" min="few"/></View>',
+        "no number",
+    ),
+    "taxonomy from elsewhere": (
+        '<View><Image name="img" value="$image"/><Taxonomy name="t" toName="img" apiUrl="https://a/b"/></View>',
+        "list them as <Choice> tags",
     ),
     "two questions": (
         config(after='<Choices name="b" toName="img"><Choice value="x"/></Choices>'),
         "model_skip",
     ),
-    "a question and a rating": (config(after='<Rating name="r" toName="img"/>'), "model_skip"),
+    "a question and a ranker": (config(after='<Ranker name="r" toName="img"/>'), "model_skip"),
     "several pages": (config(image='<Image name="img" valueList="$pages"/>'), "list of images"),
     "address with text": (config(image='<Image name="img" value="https://host/$file"/>'), "not one variable"),
     "fixed address": (config(image='<Image name="img" value="https://host/a.png"/>'), "not one variable"),
@@ -137,7 +156,7 @@ def test_what_is_not_served_is_refused_with_the_reason_and_with_xml_that_is_serv
 
 def test_the_example_speaks_the_users_own_words():
     with pytest.raises(UnsupportedLabelConfig) as caught:
-        parse(config('<Choice value="Melanoma"/><Choice value="Nevus"/>', 'choice="multiple"'))
+        parse(config('<Choice value="Melanoma"/><Choice value="Nevus"/>', 'allowNested="true"'))
     parsed = parse(caught.value.example)
     assert parsed.classes == ("Melanoma", "Nevus")
     assert (parsed.control.name, parsed.image_key) == ("cls", "image")
@@ -180,7 +199,7 @@ def test_a_config_larger_than_the_limit_is_not_even_parsed():
 def test_a_large_config_is_refused_with_a_short_message():
     rows = "".join(f'<Choice value="class {i}"/>' for i in range(3000))
     with pytest.raises(UnsupportedLabelConfig) as caught:
-        parse(config(rows, 'choice="multiple" model_explore="x"'))
+        parse(config(rows, 'model_explore="x"'))
     assert len(parse(config(rows)).classes) == 3000
     assert len(caught.value.example) < 200_000
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training import api, pool_features
-from training.answers import Output
+from training.answers import OneOf
 from training.joint import Asking, Shown, as_log_probabilities, join
 from training.linear import log_softmax
 from training.targets import HeadSpec
@@ -212,7 +212,7 @@ def test_a_question_that_only_one_version_is_asked_does_not_count(model):
 # ---------------------------------------------------------------------- joining
 def output(name, probabilities):
     classes = tuple(map(str, range(probabilities.shape[1])))
-    return Output(HeadSpec(name, "single", classes), np.log(probabilities).astype(np.float32))
+    return OneOf(HeadSpec(name, "single", classes), np.log(probabilities).astype(np.float32))
 
 
 def joined(*outputs, asking=None, lacking=None):
@@ -237,7 +237,7 @@ def test_the_margin_that_strategies_see_is_the_joint_uncertainty():
     rng = np.random.default_rng(1)
     lead = output("a", np.exp(log_softmax(rng.normal(size=(50, 5)))))
     wanted = rng.random(50)
-    seen = np.exp(as_log_probabilities(wanted, lead).astype(np.float64))
+    seen = np.exp(as_log_probabilities(wanted, lead.log_probabilities).astype(np.float64))
     np.testing.assert_allclose(seen.sum(1), 1, atol=1e-5)
     top = np.sort(seen, axis=1)[:, ::-1]
     np.testing.assert_allclose(1 - (top[:, 0] - top[:, 1]), wanted, atol=1e-4)
