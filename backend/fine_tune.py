@@ -79,9 +79,10 @@ class TuneFiles:
             file.write(json.dumps(asdict(outcome)) + "\n")
 
     def labels_before(self) -> int:
-        """Labels of the last run that came to a decision; 0 without one."""
-        decided = [o.labels for o in self.outcomes() if o.outcome in ("promoted", "kept back")]
-        return decided[-1] if decided else 0
+        """Labels of the last run that came to an end; 0 without one. One that failed would fail again, and one that
+        somebody stopped shall not begin again with the next label."""
+        outcomes = self.outcomes()
+        return outcomes[-1].labels if outcomes else 0
 
     def begun(self) -> tuple[Path, list[training.HeadLabels]] | None:
         """The run at hand, and the labels it began with."""

@@ -71,7 +71,7 @@ class TuneFacts:
     """What is known about labels now and when the network was last fine-tuned."""
 
     labels: int  # that may be trained on
-    labels_before: int  # of the last run that came to a decision; 0: there was none
+    labels_before: int  # of the last run that came to an end; 0: there was none
     audit: int  # labels to judge the outcome by
     live: bool  # there is a version to compare with
     held: bool  # somebody chose a version by hand

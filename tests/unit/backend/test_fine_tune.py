@@ -148,12 +148,13 @@ def test_a_killed_run_goes_on_with_the_labels_it_began_with(tuning):
     assert len(tuning.refresher.desk.model.labels_of(live(tuning).id)) == 50
 
 
-def test_a_failed_run_says_why_and_does_not_come_again_by_itself_as_promoted(tuning):
+def test_a_failed_run_says_why_and_does_not_come_again_with_the_next_label(tuning):
     tuning.give(list(tuning.tasks)[:40])
     before = live(tuning)
     tuning.result = TrainingDiverged(3, float("nan"))
     assert "failed; the loss became nan" in tuning.run()
     assert live(tuning) == before and tuning.files.begun() is None
+    assert not due(tuning.refresher)
 
 
 def test_cancelled_is_cancelled(tuning):
@@ -162,6 +163,7 @@ def test_cancelled_is_cancelled(tuning):
     tuning.state.put(5, CANCEL, True)
     assert "cancelled" in tuning.run()
     assert live(tuning) == before and tuning.state.get(5, CANCEL) is None
+    assert not due(tuning.refresher)
 
 
 def test_a_version_chosen_by_hand_meanwhile_is_respected(tuning, monkeypatch):
