@@ -26,7 +26,7 @@ class TuneSettings:
 
     # Steps
     batch_size: int = 32  # examples of one update; what does not fit in memory is accumulated
-    # With ten and three times these, 400 labels of HAM10000 ended at a held-out loss of 1.02 instead of .77 (one seed).
+    # With three times the trunk's, 400 labels of HAM10000 ended at a held-out loss of .90 instead of .77 (one seed).
     # Heads that were fitted first need no faster rate than the trunk. From nothing, take ten times as much.
     lr_head: float = 1e-4
     lr_trunk: float = 1e-4  # of its last layer
