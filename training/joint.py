@@ -59,13 +59,16 @@ class Joint:
 def join(
     outputs: Sequence[Output], answers: Sequence[HeadAnswers], lacking: Mapping[str, int], asking: Asking
 ) -> Joint:
-    """Combine heads by ranks of their uncertainty, weighed by how likely each question is asked at all.
+    """Combine heads by the mean of their uncertainties, by weight and by how likely each question is asked at all.
+
+    The mean of margins, not of their ranks (`uncertainty.multihead.combine`): ranks forget whether anything is in doubt
+    at all, and with two questions each about HAM10000 and MNIST they do no better (`benchmark.heads`).
 
     Args:
         outputs, answers: of each head, N examples each; names are distinct.
         lacking: answers that each head still lacks, >= 0: its weight where people gave none.
     """
-    from uncertainty.multihead import combine, head_weights
+    from uncertainty.multihead import head_weights
 
     names = [output.spec.name for output in outputs]
     given = asking.weights.keys() & set(names)
@@ -79,17 +82,15 @@ def join(
         name: output.uncertainty() * asked[place]
         for place, (name, output) in enumerate(zip(names, outputs, strict=True))
     }
-    uncertainty, worth = combine(columns, weights)
-    if len(names) == 1:  # ranks put units on one scale; where there is one, they would only lose how unsure it is
-        uncertainty = columns[names[0]].astype(np.float64)
+    weighed = np.stack([weights[name] * column for name, column in columns.items()]).astype(np.float64)
     confidence = np.stack([answer.confidence for answer in answers])
     total = asked.sum(axis=0)
     # A mean of chances is the expected share of right answers whatever the heads have to do with each other.
     mean = (confidence * asked).sum(axis=0) / np.maximum(total, 1e-12)
     return Joint(
-        uncertainty,
+        np.minimum(weighed.sum(axis=0), 1),
         np.where(total > 0, mean, confidence[0]).astype(np.float32),
-        worth.astype(np.int8),
+        weighed.argmax(axis=0).astype(np.int8),
         weights,
         max(range(len(names)), key=lambda place: weights[names[place]]),
     )

@@ -131,7 +131,7 @@ class VersionStore:
             first, *others = (read_head(record, arrays, place) for place, record in enumerate(records_of(manifest)))
         except (SafetensorError, KeyError) as error:
             raise CheckpointCorrupt(str(path), "tensors weight and bias", str(error)) from error
-        return StoredVersion(to_info(manifest), first.head, first.state, tuple(others))
+        return StoredVersion(to_info(manifest), first.head, first.state, tuple(others), first.extra)
 
     def write_verdict(self, version: str, verdict: Verdict) -> None:
         """Keep what the gate decided beside the version; it is not part of its content."""
