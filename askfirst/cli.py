@@ -122,10 +122,13 @@ def serve() -> None:
 
 @app.command()
 def worker(
-    fast_only: Annotated[bool, typer.Option("--fast-only", help="refreshes and the clock, no embeddings")] = False,
-    slow_only: Annotated[bool, typer.Option("--slow-only", help="embeddings only: for more machines")] = False,
+    fast_only: Annotated[bool, typer.Option("--fast-only", help="refreshes and the clock only")] = False,
+    slow_only: Annotated[
+        bool, typer.Option("--slow-only", help="embeddings and fine-tuning only: for more machines")
+    ] = False,
 ) -> None:
-    """The workers: refreshes, embeddings, and the clock that finds what was lost. One that dies is started again."""
+    """The workers: refreshes, embeddings, fine-tuning, and the clock that finds what was lost. One that dies is started
+    again."""
     from .workers import roles, run_workers
 
     if fast_only and slow_only:
@@ -267,6 +270,44 @@ def promote(
 def rollback(project: ProjectOption) -> None:
     """Go back to the model version before the live one, and keep it until `askfirst connect` lifts the choice."""
     _choose(project, lambda model: str(model.roll_back().id))
+
+
+@app.command()
+def tune(
+    project: ProjectOption,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="stop the run at hand; what is served does not change")
+    ] = False,
+) -> None:
+    """Fine-tune the network on the labels of now, without waiting for them to double; or stop the run at hand."""
+    from backend.fine_tune import CANCEL
+    from backend.triggers import FEWEST_TO_JUDGE
+
+    with _tools() as (workshop, dispatcher):
+        desk = workshop.desk(project)
+        state = workshop.state
+        running = state.holder(project, "tune") is not None
+        if cancel:
+            if not running:
+                raise fail(f"project {project} is not being fine-tuned")
+            state.put(project, CANCEL, True)
+            typer.echo("the run ends within seconds; what is served does not change")
+            return
+        if not desk.model.can_fine_tune():
+            raise fail("there are no trained weights to start from: set ASKFIRST_WEIGHTS to a file, URL or torchvision")
+        live = desk.model.live()
+        if live is None:
+            raise fail(f"project {project} has no model version yet; one comes with the first label")
+        audit = int(live.metrics.get("audit_n") or 0)
+        if audit < FEWEST_TO_JUDGE:
+            raise fail(
+                f"{audit} audit labels cannot tell whether a new network is better: label on, until there are "
+                f"{FEWEST_TO_JUDGE} (a tenth of the labels goes there, chosen by chance)"
+            )
+        state.drop(project, CANCEL)
+        wake = state.record(project, text="fine-tuning was asked for by command", flags=["tune"]).wake
+        dispatcher.wake(project, "tune", wake)
+    typer.echo(f"asked; `askfirst status --project {project}` and the status page show how far it is")
 
 
 def _promoted(model: Any, version: str) -> str:

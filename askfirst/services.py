@@ -21,7 +21,7 @@ from .processes import Command, Supervisor, free_port, package_path, tail
 
 # Importing the numerics takes 3 s on an idle machine and more than a minute on a swamped one.
 READY_WITHIN_S = 180.0
-WORKERS = ("fast", "slow", "tick")  # roles of backend.worker
+WORKERS = ("fast", "slow", "train", "tick")  # roles of backend.worker
 _RQ_WORKERS = len(WORKERS)  # each registers with RQ
 _RQ_WORKERS_KEY = "rq:workers"
 

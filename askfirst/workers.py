@@ -17,7 +17,7 @@ STOP_WITHIN_S = 30.0  # a worker ends the job at hand first; longer ones are tak
 
 def roles(*, fast: bool, slow: bool) -> tuple[str, ...]:
     """Roles of backend.worker; the clock belongs to the fast side."""
-    return (("fast", "tick") if fast else ()) + (("slow",) if slow else ())
+    return (("fast", "tick") if fast else ()) + (("slow", "train") if slow else ())
 
 
 def run_workers(names: Sequence[str]) -> None:

@@ -20,9 +20,10 @@ from rq.job import Job
 from .errors import StoreUnavailable
 from .state import State
 
-FAST, SLOW, TICK = "askfirst-fast", "askfirst-slow", "askfirst-tick"
-TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "adopt": 600}
-QUEUE_OF = {"refresh": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW}
+FAST, SLOW, TRAIN, TICK = "askfirst-fast", "askfirst-slow", "askfirst-train", "askfirst-tick"
+TIMEOUT_S = {"refresh": 600, "pool": 24 * 3600, "full": 3600, "adopt": 600, "tune": 7 * 24 * 3600}
+QUEUE_OF = {"refresh": FAST, "adopt": FAST, "pool": SLOW, "full": SLOW, "tune": TRAIN}
+SHOWN = {"tune": "fine-tuning"}  # kinds by another word, for people
 RESULT_TTL_S = 600  # long enough for Label Studio's /job_status
 FAILURE_TTL_S = 7 * 86400
 
@@ -44,7 +45,7 @@ class Dispatcher:
     def __init__(self, connection: redis.Redis, state: State) -> None:
         self._redis = connection
         self._state = state
-        self._queues = {name: Queue(name, connection=connection) for name in (FAST, SLOW)}
+        self._queues = {name: Queue(name, connection=connection) for name in (FAST, SLOW, TRAIN)}
 
     def wake(self, project_id: int, kind: str, wake_number: int) -> str | None:
         """Make sure a job of this kind will run after now; its id, or None when one waits already.
@@ -64,7 +65,7 @@ class Dispatcher:
                 job_timeout=TIMEOUT_S[kind],
                 result_ttl=RESULT_TTL_S,
                 failure_ttl=FAILURE_TTL_S,
-                description=f"{kind} of project {project_id}",
+                description=f"{SHOWN.get(kind, kind)} of project {project_id}",
             )
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error

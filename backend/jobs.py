@@ -3,6 +3,7 @@
 refresh  seconds   labels -> refit -> order -> push           one per project at a time, one waiting
 pool     hours     list of tasks -> embeddings                one per project at a time, one waiting
 full     minutes   an order of all tasks, stored in the background
+tune     hours     a network fine-tuned on the labels, and the gate  one per project at a time, one waiting
 adopt    seconds   a project that was connected in Label Studio's own pages
 tick     seconds   reconciliation: finds lost events, broken settings, dead jobs; cleans up while nobody labels
 """
@@ -18,6 +19,8 @@ from rq import get_current_job
 from . import connect as connection
 from .dispatch import Dispatcher
 from .errors import BackendError, LabelStudioRejected, LabelStudioUnavailable, UnsupportedLabelConfig
+from .fine_tune import FineTuner, TuneFiles
+from .fine_tune import due as fine_tuning_is_due
 from .pool_sync import PoolSync
 from .project import Workshop
 from .queue_push import read_pushed
@@ -44,6 +47,11 @@ def pool(project_id: int, wake_number: int) -> str:
 def full(project_id: int, wake_number: int) -> str:
     """Store an order of all tasks; serve it unless newer labels made a newer one meanwhile."""
     return _once_per_project(project_id, "full", _full)
+
+
+def tune(project_id: int, wake_number: int) -> str:
+    """Fine-tune the network on the labels there are, and let it take over if the gate lets it through."""
+    return _once_per_project(project_id, "tune", _tune)
 
 
 def adopt(project_id: int, wake_number: int) -> str:
@@ -175,12 +183,26 @@ def _refresh(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str
         and (workshop.is_quiet(project_id) or refresher.imports_are_slow())
     ):
         dispatcher.wake(project_id, "full", workshop.state.wake_number(project_id))
+    if workshop.state.holder(project_id, "tune") is None and fine_tuning_is_due(refresher):
+        dispatcher.wake(project_id, "tune", workshop.state.wake_number(project_id))
     return (
         f"{outcome.labels} labels; "
         + (f"fitted {outcome.fitted}" if outcome.fitted else f"no refit: {outcome.waited}")
         + (f"; pushed {outcome.pushed!r}" if outcome.pushed else "")
         + f"; {outcome.seconds}"
     )
+
+
+def _tune(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
+    flags = workshop.state.flags(project_id)
+    refresher = _refresher(workshop, project_id)
+    refresher.desk.model.refresh_pool()
+    refresher.book.sync(workshop.state, workshop.ls, refresher.desk.config)  # this process may know no label yet
+    files = TuneFiles(refresher.desk.home)
+    if files.begun() is None and "tune" not in flags and not fine_tuning_is_due(refresher):
+        return "no fine-tuning is due"
+    workshop.state.clean(project_id, "flags", {f: n for f, n in flags.items() if f == "tune"})
+    return FineTuner(refresher, dispatcher, show_progress).run()
 
 
 def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:

@@ -10,6 +10,7 @@ from training import api as training
 
 from .dispatch import Dispatcher
 from .errors import BackendError, UnsupportedLabelConfig
+from .fine_tune import tuning_sentence
 from .heads import in_words
 from .order import Order, read_order
 from .ports import ProjectOverview, QueueEntry
@@ -59,7 +60,6 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
     order = read_order(desk.home / SERVED_FILE)
     annotated = state.annotated_ids(project_id)
     unlabelled = sum(t not in annotated for t in tasks.ids)
-    representation = desk.model.representation()
     try:
         strategy = desk.options.strategy or workshop.settings.strategy
     except UnsupportedLabelConfig:
@@ -76,7 +76,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         tasks=len(tasks.ids),
         unlabelled=unlabelled,
         accuracy=accuracy_sentence(live),
-        representation=representation.note if representation else "nothing is embedded yet",
+        representation=_representation(workshop, desk),
         strategy=f"{strategy}: {note}" if note else strategy,
         warnings=_warnings(workshop, project_id, desk),
         queue=_queue(order, annotated) if order else (),
@@ -85,6 +85,14 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         quality=quality_sentences(live, state.get(project_id, "possible_labels")),
         questions=question_sentences(live),
     )
+
+
+def _representation(workshop: Workshop, desk: ProjectDesk) -> str:
+    representation = desk.model.representation()
+    if representation is None:
+        return "nothing is embedded yet"
+    enabled = workshop.settings.tune and desk.model.can_fine_tune()
+    return f"{representation.note} {tuning_sentence(desk.home, enabled, workshop.settings.tune_from)}".strip()
 
 
 def label_sentences(summary: Mapping[str, int]) -> list[str]:

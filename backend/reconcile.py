@@ -14,6 +14,7 @@ from typing import Any
 from .connect import our_webhooks
 from .dispatch import Dispatcher
 from .errors import LabelStudioRejected
+from .fine_tune import TuneFiles
 from .project import ProjectDesk, Workshop, connected_projects
 from .queue_push import SAMPLING, QueuePusher, read_pushed
 
@@ -177,10 +178,18 @@ def _forget(workshop: Workshop, project_id: int) -> None:
     workshop.state.forget(project_id)
 
 
+def _order_is_behind(desk: ProjectDesk, model: str | None) -> bool:
+    """Whether the order served is not that of the live version, or a worker was killed before the newest was judged."""
+    live = desk.model.live()
+    if live is None:
+        return desk.model.newest() is not None
+    return live.id != model or desk.model.undecided() is not None
+
+
 def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None:
     """Enqueue what is due: events nobody works on, jobs that vanished, the full order and clean-up in quiet times."""
     state, settings = workshop.state, workshop.settings
-    for kind in ("refresh", "pool", "full"):
+    for kind in ("refresh", "pool", "full", "tune"):
         if dispatcher.waiting_job_lost(desk.id, kind):
             state.clear_waiting(desk.id, kind)
     wake = state.wake_number(desk.id)
@@ -189,10 +198,11 @@ def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None
     at_it = state.holder(desk.id, "pool") is not None
     if not at_it and ("tasks" in flags or not desk.files.tasks().ids or desk.model.representation() is None):
         dispatcher.wake(desk.id, "pool", wake)
-    newest = desk.model.newest()
-    behind = pushed is None or (newest is not None and newest.id != pushed.model and desk.files.pin() is None)
+    behind = pushed is None or (desk.files.pin() is None and _order_is_behind(desk, pushed.model))
     if state.dirty(desk.id) or state.gone(desk.id) or flags or behind or state.take_again(desk.id, "refresh"):
         dispatcher.wake(desk.id, "refresh", wake)
+    if TuneFiles(desk.home).begun() is not None and state.holder(desk.id, "tune") is None:
+        dispatcher.wake(desk.id, "tune", wake)  # a run that was killed goes on
     # Images that could not be loaded may only have been away: a server restarted, a disk was not mounted.
     if state.take_again(desk.id, "pool") or (
         state.get(desk.id, "unreadable_count")

@@ -179,7 +179,11 @@ class Refresher:
             min_annotations=max(desk.project.min_annotations, desk.options.min_labels or 0),
         )
         decision = decide_fit(facts, policy, asked=asked)
+        free = (desk.files.pin() or {}).get("kind") != "model version"
         if isinstance(decision, Wait):
+            undecided = desk.model.undecided() if free else None
+            if undecided is not None:
+                self._note_verdict(undecided, desk.model.judge_heads(undecided, heads))
             return None, decision.reason.value
         assert isinstance(decision, Fit)
         version = desk.model.fit_heads(
@@ -192,7 +196,7 @@ class Refresher:
                 "audit": len(audit),
             },
         )
-        if (desk.files.pin() or {}).get("kind") != "model version":
+        if free:
             self._note_verdict(version.id, desk.model.judge_heads(version.id, heads))
         if version.generation % PRUNE_EVERY == 0:
             desk.model.prune(settings.keep_versions)

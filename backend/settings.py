@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -232,6 +232,40 @@ class Settings(BaseSettings):
         le=1,
     )
     seed: int = _setting(0, "number", "seed of every random choice", "ASKFIRST_SEED")
+
+    # --- fine-tuning
+    tune: bool = _setting(
+        True,
+        "true/false",
+        "fine-tune the backbone on the project's labels, in the background, where there are weights to start from; what"
+        " the gate lets through takes over",
+        "ASKFIRST_TUNE",
+    )
+    tune_from: int = _setting(
+        200,
+        "labels",
+        "labels before the first fine-tuning; the next ones at each doubling",
+        "ASKFIRST_TUNE_FROM",
+        ge=20,
+    )
+    tune_epochs: int = _setting(
+        20, "epochs", "passes over the labels in one run, at most", "ASKFIRST_TUNE_EPOCHS", ge=1
+    )
+    tune_limit_s: float = _setting(
+        4 * 3600.0, "seconds", "longest run; the best so far is kept", "ASKFIRST_TUNE_LIMIT_S", gt=0
+    )
+    tune_flips: Literal["none", "horizontal", "both"] = _setting(
+        "none",
+        "name",
+        "none, horizontal or both: how images may be turned over without changing their label",
+        "ASKFIRST_TUNE_FLIPS",
+    )
+    tune_mixing: Literal["none", "cutmix", "cutmix-object", "saliency"] = _setting(
+        "cutmix-object",
+        "name",
+        "none, cutmix, cutmix-object (labels by how much of each object is seen) or saliency (boxes where it is)",
+        "ASKFIRST_TUNE_MIXING",
+    )
 
     # --- queue
     sprint_min: int = _setting(

@@ -63,6 +63,27 @@ def decide_fit(facts: LabelFacts, policy: FitPolicy, *, asked: bool) -> Fit | Wa
     return Fit()
 
 
+FEWEST_TO_JUDGE = 20  # audit labels; with fewer a network that is wrong twice as often passes for chance
+
+
+@dataclass(frozen=True)
+class TuneFacts:
+    """What is known about labels now and when the network was last fine-tuned."""
+
+    labels: int  # that may be trained on
+    labels_before: int  # of the last run that came to an end; 0: there was none
+    audit: int  # labels to judge the outcome by
+    live: bool  # there is a version to compare with
+    held: bool  # somebody chose a version by hand
+
+
+def tune_is_due(facts: TuneFacts, *, start: int) -> bool:
+    """From `start` labels on, then at each doubling: what a run gains grows with the logarithm of the labels."""
+    if facts.held or not facts.live or facts.audit < FEWEST_TO_JUDGE:
+        return False
+    return facts.labels >= max(start, 2 * facts.labels_before)
+
+
 class Push(StrEnum):
     """What to send to Label Studio."""
 

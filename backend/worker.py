@@ -1,6 +1,7 @@
-"""Worker processes: fast (refreshes, stays warm), slow (embeddings, forks for each job), tick (the clock).
+"""Worker processes: fast (refreshes, stays warm), slow (embeddings, forks for each job), train (fine-tuning, forks for
+each job), tick (the clock).
 
-`python -m backend.worker fast|slow|tick`; `askfirst worker` runs all three and starts again the one that dies.
+`python -m backend.worker fast|slow|train|tick`; `askfirst worker` runs all four and starts again the one that dies.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import structlog
 from rq import SimpleWorker, Worker
 from rq.cron import CronScheduler
 
-from .dispatch import FAST, SLOW, TICK
+from .dispatch import FAST, SLOW, TICK, TRAIN
 from .logs import configure, secrets_of
 from .settings import Settings
 from .state import connect
 
 log = structlog.get_logger(__name__)
 
-ROLES = ("fast", "slow", "tick")
+ROLES = ("fast", "slow", "train", "tick")
 # An idle worker says that it lives every 15 s (RQ: time to live less 15 s), so that a dead one is noticed soon.
 WORKER_TTL_S = 30
+# Fine-tuning takes what the others leave: a run of an hour may take two, a refresh may not take longer.
+TRAIN_NICER = 10
 # A blocking wait for jobs must outlive RQ's own.
 WAIT_FOR_JOBS_S = 60.0
 
@@ -55,7 +58,7 @@ def run(role: str, settings: Settings) -> None:
     """Work until told to stop (SIGINT, SIGTERM end the job at hand first)."""
     configure(settings.log_level, secrets=secrets_of(settings))
     with contextlib.suppress(OSError):
-        os.nice(settings.nice)
+        os.nice(settings.nice + (TRAIN_NICER if role == "train" else 0))
     threads = settings.torch_threads or max(1, (os.cpu_count() or 2) - 1)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
@@ -68,6 +71,11 @@ def run(role: str, settings: Settings) -> None:
     elif role == "slow":
         _warm_up()  # loaded, not used: a fork before the first parallel region is safe, and saves each job the imports
         _SlowWorker([SLOW], connection=redis, worker_ttl=WORKER_TTL_S).work(
+            logging_level="WARNING", with_scheduler=False
+        )
+    elif role == "train":
+        # Nothing is loaded ahead: runs are rare, and what waits for them should cost no memory.
+        _SlowWorker([TRAIN], connection=redis, worker_ttl=WORKER_TTL_S).work(
             logging_level="WARNING", with_scheduler=False
         )
     elif role == "tick":

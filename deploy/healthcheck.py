@@ -1,4 +1,4 @@
-"""Whether the process of this container does its work: `python healthcheck.py web|fast|slow|tick`.
+"""Whether the process of this container does its work: `python healthcheck.py web|fast|slow|train|tick`.
 
 Status 0: it does; 1: it does not, with one line that says why. The web process is asked over HTTP; workers and clock
 are looked up, under this container's host name, in the registers that they keep in Redis.
@@ -50,10 +50,10 @@ def check_worker(settings: Settings, role: str, host: str) -> None:
     import redis
     from rq import Worker
 
-    from backend.dispatch import FAST, SLOW
+    from backend.dispatch import FAST, SLOW, TRAIN
     from backend.state import connect
 
-    queue = {"fast": FAST, "slow": SLOW}[role]
+    queue = {"fast": FAST, "slow": SLOW, "train": TRAIN}[role]
     try:
         found = Worker.all(connection=connect(settings.redis_url, timeout_s=TIMEOUT_S))
     except redis.RedisError as error:
@@ -100,6 +100,7 @@ CHECKS = {
     "web": lambda settings: check_web(settings),
     "fast": lambda settings: check_worker(settings, "fast", socket.gethostname()),
     "slow": lambda settings: check_worker(settings, "slow", socket.gethostname()),
+    "train": lambda settings: check_worker(settings, "train", socket.gethostname()),
     "tick": lambda settings: check_tick(settings, socket.gethostname()),
 }
 

@@ -136,7 +136,8 @@ ASKFIRST_WEBHOOK_SECRET=
 #IMAGES_DIR=./images
 #WORKER_FAST_MEMORY=4g
 #WORKER_SLOW_MEMORY=6g
-# Where the image takes PyTorch from. With CUDA, for code of your own: https://download.pytorch.org/whl/cu128
+#WORKER_TRAIN_MEMORY=8g
+# Where the image takes PyTorch from. With CUDA, for fine-tuning on a GPU: https://download.pytorch.org/whl/cu128
 #TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # --- settings of the backend

@@ -10,9 +10,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +43,15 @@ from .ranking import (
     unread_only,
 )
 from .representation import ModelSpec, Representation, Representations
+from .run_record import RunRecord, read_record
 from .targets import HeadLabels, HeadSpec, Kind, Target
+from .tuning import Epoch, OnEpoch, OnStep, Step, TuneSettings
 from .values import EmbedReport, Example, LabelledSet, PossibleLabels, Predictions
 from .version_values import HeadInfo, StoredHead, StoredVersion, VersionContent, VersionInfo
 from .versions import VersionStore
+
+if TYPE_CHECKING:
+    from .fine_tuning import FineTuned
 
 __all__ = [
     "REASONS",
@@ -54,6 +60,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "EmbedReport",
+    "Epoch",
     "ErrorRanking",
     "Example",
     "HeadAnswers",
@@ -72,17 +79,21 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Representation",
+    "RunRecord",
     "Shares",
     "Shown",
+    "Step",
     "StrategyInfo",
     "Target",
     "TrainingError",
+    "TuneSettings",
     "UnreadableImage",
     "Verdict",
     "VersionInfo",
     "VersionMissing",
     "get_strategy",
     "list_strategies",
+    "read_record",
     "warm_up",
 ]
 
@@ -144,6 +155,7 @@ class ProjectModel:
     def __init__(self, home: Path, spec: ModelSpec) -> None:
         self._representations = Representations(home, spec)
         self._home = home
+        self._spec = spec
         self._versions = VersionStore(home)
         self._views: dict[str, PoolView] = {}
         self._heads: OrderedDict[str, StoredVersion] = OrderedDict()
@@ -244,6 +256,67 @@ class ProjectModel:
         if view is not None:
             view.refresh()
 
+    # ------------------------------------------------------------------ a network of its own
+    def can_fine_tune(self) -> bool:
+        """Whether there are trained weights to start from."""
+        return self._spec.weights is not None
+
+    def fine_tune(
+        self,
+        heads: Sequence[HeadLabels],
+        examples: Sequence[Example],
+        load: Callable[[Example], bytes],
+        settings: TuneSettings,
+        folder: Path,
+        *,
+        groups: Mapping[int, str] | None = None,
+        on_step: OnStep = lambda step: None,
+        on_epoch: OnEpoch = lambda epoch: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> FineTuned:
+        """As `fine_tuning.fine_tune`; nothing that is in use changes."""
+        from .fine_tuning import fine_tune
+
+        view = self._current_view()
+        if view is None:
+            raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
+        return fine_tune(
+            self._representations,
+            view,
+            heads,
+            examples,
+            load,
+            settings,
+            folder,
+            groups=groups,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            should_stop=should_stop,
+        )
+
+    def embed_in(
+        self,
+        representation: str,
+        examples: Sequence[Example],
+        load: Callable[[Example], bytes],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EmbedReport:
+        """As `embed`, with a fine-tuned network that is not in use yet."""
+        from .embeddings import EmbeddingStore
+
+        store = EmbeddingStore(self._home / "pool", self._representations.embedder(representation))
+        report = store.embed(examples, load, progress=progress, should_stop=should_stop)
+        self._view(representation).refresh()
+        return EmbedReport(report.embedded, report.skipped, report.unreadable, report.seconds)
+
+    def drop_representation(self, representation: str) -> None:
+        """Remove one that is not in use, with its embeddings."""
+        with self._lock:
+            self._views.pop(representation, None)
+        self._representations.drop(representation)
+
     # ------------------------------------------------------------------ learning
     def fit(self, labelled: LabelledSet, audit: LabelledSet, *, generation: int, source: dict[str, Any]) -> VersionInfo:
         """Fit a head, measure it on the audit labels, store it as a candidate version.
@@ -267,7 +340,14 @@ class ProjectModel:
         heads = [HeadLabels(spec, labelled.labels, audit.labels, labelled.weights)]
         return self.fit_heads(heads, generation=generation, source=source)
 
-    def fit_heads(self, heads: Sequence[HeadLabels], *, generation: int, source: dict[str, Any]) -> VersionInfo:
+    def fit_heads(
+        self,
+        heads: Sequence[HeadLabels],
+        *,
+        generation: int,
+        source: dict[str, Any],
+        representation: str | None = None,
+    ) -> VersionInfo:
         """Fit a head for each question, measure each on its own audit labels, store them as one candidate version.
 
         An example that one question knows nothing of is left out there alone.
@@ -275,6 +355,7 @@ class ProjectModel:
         Args:
             heads: at least one; names are distinct.
             generation, source: as `fit`.
+            representation: id; None: the one in use.
         Raises:
             NoTrainableExamples: no question has a label of an embedded example; DataError: a target that is no answer
             to its question; TrainingDiverged.
@@ -282,17 +363,18 @@ class ProjectModel:
         from .blas import one_thread
         from .head_fits import embedded, fit_heads
 
-        view = self._current_view()
+        if representation is None:
+            current = self.representation()
+            representation = None if current is None else current.id
+        view = None if representation is None else self._view(representation)
         known = [embedded(view, labels) for labels in heads]
-        if view is None or not any(labels.train for labels in known):
+        if view is None or representation is None or not any(labels.train for labels in known):
             raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
-        representation = self.representation()
-        assert representation is not None
-        starts = self._starts(representation.id, [labels.spec for labels in known])
+        starts = self._starts(representation, [labels.spec for labels in known])
         with one_thread():
             fitted = fit_heads(view, known, starts, self._facts())
         return self._versions.write(
-            VersionContent.of(fitted, generation=generation, representation=representation.id, source=source)
+            VersionContent.of(fitted, generation=generation, representation=representation, source=source)
         )
 
     def compare(self, candidate: str, live: str, audit: LabelledSet) -> Comparison:
@@ -333,17 +415,33 @@ class ProjectModel:
         """
         return self.judge_heads(candidate, [HeadLabels(HeadSpec(classes=audit.classes), {}, audit.labels)])
 
-    def judge_heads(self, candidate: str, heads: Sequence[HeadLabels]) -> Verdict:
-        """As `judge`, by the audit answers to several questions."""
+    def judge_heads(
+        self, candidate: str, heads: Sequence[HeadLabels], *, must_gain: bool = False, promote: bool = True
+    ) -> Verdict:
+        """As `judge`, by the audit answers to several questions.
+
+        Args:
+            must_gain: promote only what is ahead by one measure at least.
+            promote: False only looks: what passes is kept as a candidate, for another look later.
+        """
         live = self._versions.live()
         if live is not None and live.id == candidate:
             return self._versions.verdict(candidate) or decide(None, candidate)
         compared = None if live is None else self.compare_heads(candidate, live.id, heads)
-        verdict = decide(compared, None if live is None else live.id)
-        self._versions.write_verdict(candidate, verdict)
-        if verdict.promoted:
-            self._versions.promote(candidate)
+        verdict = decide(compared, None if live is None else live.id, must_gain=must_gain)
+        if promote or not verdict.promoted:
+            self._versions.write_verdict(candidate, verdict)
+        if promote and verdict.promoted:
+            self.promote(candidate)
         return verdict
+
+    def undecided(self) -> str | None:
+        """The newest version, if a worker was killed between its fit and the gate. A network that is only just being
+        tuned has versions in a representation of its own, which wait for their pool."""
+        newest, live, representation = self.newest(), self._versions.live(), self.representation()
+        if newest is None or representation is None or newest.representation != representation.id:
+            return None
+        return None if newest == live or self._versions.verdict(newest.id) is not None else newest.id
 
     def verdict(self, version: str) -> Verdict | None:
         """What the gate decided on a version; None if it was never asked."""
@@ -560,11 +658,20 @@ class ProjectModel:
 
     def promote(self, version: str) -> VersionInfo:
         """Make a version live; atomic. Raises VersionMissing, CheckpointCorrupt."""
-        return self._versions.promote(version)
+        return self._made_live(self._versions.promote(version))
 
     def roll_back(self) -> VersionInfo:
         """Make the version before the live one live. Raises VersionMissing if there is none."""
-        return self._versions.roll_back()
+        return self._made_live(self._versions.roll_back())
+
+    def _made_live(self, info: VersionInfo) -> VersionInfo:
+        """What is fitted and embedded next is in the representation of the live version. Its predictions are anyway:
+        a version names its own, so that what is served changes with one rename."""
+        current = self.representation()
+        if current is not None and current.id != info.representation:
+            with suppress(VersionMissing):  # of an older release, whose folder is gone: it is made anew
+                self._representations.use(info.representation)
+        return info
 
     def prune(self, keep: int) -> list[str]:
         """Remove old versions (never the live or previous one) and representations no version needs."""

@@ -15,6 +15,7 @@ import logging
 import re
 import shutil
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,11 @@ class Backbone:
 
         model = _classifier(self.name, transform_input=self.transform_input)
         head = _cut_head(model)
-        state = _read_state(self.weights)
-        state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
+        state = OrderedDict(
+            (key, value) for key, value in _read_state(self.weights).items() if not key.startswith(f"{head}.")
+        )
+        # MNASNet refuses weights that do not say by which version of it they were written.
+        state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
         try:
             model.load_state_dict(state, strict=True)
         except RuntimeError as error:

@@ -96,12 +96,12 @@ class WeightsUnusable(RepresentationError):
 class TrainingDiverged(TrainingError):
     """The loss is NaN or infinite; the same data will give the same again."""
 
-    def __init__(self, epoch: int, loss: float) -> None:
+    def __init__(self, epoch: int, loss: float, advice: str = "") -> None:
         self.epoch = epoch
         self.loss = loss
         super().__init__(
-            f"the loss became {loss} in step {epoch}; a finite loss was wanted. Look for NaN or inf in the "
-            "embeddings or the sample weights"
+            f"the loss became {loss} in step {epoch}; a finite loss was wanted. "
+            + (advice or "Look for NaN or inf in the embeddings or the sample weights")
         )
 
 

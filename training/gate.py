@@ -48,6 +48,12 @@ class Comparison:
         tests = [self.chance] if self.brier_chance is None else [self.chance, self.brier_chance]
         return min(tests) < LEVEL / len(tests)
 
+    @property
+    def better(self) -> bool:
+        """Whether the candidate is ahead by either measure, be it by chance."""
+        gains = self.brier_difference is not None and self.brier_difference < 0
+        return gains or self.candidate_only > self.live_only
+
     def words(self) -> str:
         """The outcome in one sentence, for people."""
         if not self.examples:
@@ -72,14 +78,21 @@ class Verdict:
     comparison: Comparison | None
 
 
-def decide(comparison: Comparison | None, live: str | None) -> Verdict:
-    """Promote unless the candidate is worse beyond chance; without a live version there is nothing to lose."""
+def decide(comparison: Comparison | None, live: str | None, *, must_gain: bool = False) -> Verdict:
+    """Promote unless the candidate is worse beyond chance; without a live version there is nothing to lose.
+
+    Args:
+        must_gain: promote only what is ahead by one measure at least, too: for a change that costs much.
+    """
     if comparison is None:
         return Verdict(True, live, "there was no live version to compare with", None)
     if comparison.worse:
         return Verdict(
             False, live, f"worse than the live version {live} beyond chance: {comparison.words()}", comparison
         )
+    if must_gain and not comparison.better:
+        words = f"ahead of the live version {live} by no measure: {comparison.words()}"
+        return Verdict(False, live, words, comparison)
     return Verdict(True, live, f"not worse than {live} beyond chance: {comparison.words()}", comparison)
 
 

@@ -218,7 +218,8 @@ def _fit(
         fold = grouped_folds(n, FOLDS, groups=groups() if groups else None, seed=seed)
         if shrunk or n >= 2 * lam_labels:
             lam, lam_labels = _search(family, z, y, w, fold, seed, around=lam if lam_labels else None), n
-        logits = _held_out(z, fold, family.columns, _fold_solutions(family, z, y, w, lam, fold))
+        # As exact as the head that T is for: a fold that stops early is flatter, and T would come out too low.
+        logits = _held_out(z, fold, family.columns, _fold_solutions(family, z, y, w, lam, fold, gradient=_GRADIENT))
         temperature, temperature_labels = family.temperature(logits, y), n
         nll = family.nll(logits / temperature, y)
 
@@ -324,13 +325,14 @@ def _fold_solutions(
     lam: float,
     fold: Ints,
     starts: list[_Solution] | None = None,
+    gradient: float = _ROUGH,
 ) -> list[_Solution]:
     # A fold never starts from a solution that saw what it holds out: stopping early would leak it.
     solutions = []
     for number in range(FOLDS):
         seen = fold != number
         start = starts[number] if starts else _Solution.zero(z.shape[1], family.columns)
-        solutions.append(family.solve(z[seen], y[seen], w[seen], lam, start, _ROUGH))
+        solutions.append(family.solve(z[seen], y[seen], w[seen], lam, start, gradient))
     return solutions
 
 

@@ -1,8 +1,11 @@
-"""Which representation a project uses: the backbone of the settings, or features learnt from its own pool.
+"""Which representation a project uses: the backbone of the settings, a network fine-tuned from it on the project's own
+labels, or features learnt from its own pool.
 
-    pool/state.json                      {"current", "target"}: in use, and being made (usually the same)
+    pool/state.json                      {"current", "target", "tuned"}: in use, being made (usually the same), and the
+                                         fine-tuned network that took the backbone's place
     pool/<id>/representation.json        what it is, for people
     pool/<id>/features.safetensors       features learnt from the pool
+    pool/<id>/network/                   weights of a fine-tuned network
 
 A new representation is embedded beside the old one, which stays in use until the new one is complete.
 Imports torch only where pixels become vectors: the web process reads what is here.
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import logging
 import shutil
 import warnings
@@ -24,12 +28,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CheckpointCorrupt, UnreadableImage, VersionMissing
+from .errors import CheckpointCorrupt, RepresentationError, UnreadableImage, VersionMissing, WeightsUnusable
 from .files import locked, read_json, write_json
 from .ranking import hash_ids
 
 if TYPE_CHECKING:
-    from .backbones import BackboneSpec
+    from .backbones import Backbone, BackboneSpec
     from .embeddings import Embedder, ExampleLike
     from .engine import Engine
 
@@ -41,6 +45,7 @@ _SETTLED_ON = 2_000  # images; features learnt from so many do not get better wi
 _GROWTH = 4  # a pool so many times the size learnt on deserves features of its own
 _SIZES_LOOKED_AT = 100
 _LOAD_THREADS = 8
+_NETWORK = "network"
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,26 @@ class ModelSpec:
     pool_sample: int = 5_000  # images that features are learnt from, at most
     seed: int = 0
 
+    @property
+    def start(self) -> str:
+        """Names the backbone and its weights; "" without weights."""
+        parts = (self.backbone, self.weights, self.mean, self.std, self.input_size)
+        return "" if self.weights is None else json.dumps(parts)
+
 
 @dataclass(frozen=True)
 class Representation:
     """What examples are described by."""
 
     id: str
-    kind: Literal["backbone", "pool"]
+    kind: Literal["backbone", "pool", "tuned"]
     name: str
     width: int  # D
     note: str  # one sentence for people: what is in use and what it is worth
     learnt_on: int = 0  # pictures of the pool that it was learnt from; 0: from none of them
     pool_size: int = 0  # examples in the pool at that time
+    backbone: str = ""  # of a tuned network: its architecture
+    started_from: str = ""  # of a tuned network: the backbone and weights of the settings, as they were then
 
 
 class Representations:
@@ -111,10 +124,9 @@ class Representations:
             RepresentationError.
         """
         if self._spec.weights is not None:
-            if self._embedder is None:
-                self._embedder = self._open_backbone()
-            self._aim_at(self._embedder.id)
-            return self._embedder, {}
+            chosen = self._tuned() or self._backbone()
+            self._aim_at(chosen.id)
+            return chosen, {}
         with locked(self._pool / ".learn.lock", should_stop) as held:
             if not held:
                 return None, {}
@@ -131,8 +143,82 @@ class Representations:
         with locked(self._pool / ".state.lock"):
             state = self._state()
             if state["target"] == representation:
-                write_json(self._pool / "state.json", {"current": representation, "target": representation})
+                write_json(self._pool / "state.json", state | {"current": representation})
 
+    # ------------------------------------------------------------------ fine-tuned networks
+    def add_tuned(self, weights: Path, backbone: str, note: str) -> Representation:
+        """Make a representation of a weights file; nothing uses it before `use`.
+
+        Args:
+            weights: with its side file, as `backbones.resolve` takes them; both are copied.
+            backbone: name of the architecture.
+        Raises:
+            RepresentationError.
+        """
+        from .backbones import BackboneSpec
+
+        engine = _engine(BackboneSpec(backbone, str(weights)), self._engines)
+        network = self.folder(engine.id) / _NETWORK
+        network.mkdir(parents=True, exist_ok=True)
+        for path in (weights, weights.with_name(f"{weights.name}.json")):
+            if path.is_file():
+                shutil.copyfile(path, network / path.name)
+        about = Representation(
+            engine.id,
+            "tuned",
+            f"{backbone}, fine-tuned",
+            engine.width,
+            note,
+            backbone=backbone,
+            started_from=self._spec.start,
+        )
+        self._describe(about)
+        return about
+
+    def start(self) -> Backbone:
+        """The backbone of the settings, with which fine-tuning starts. Raises RepresentationError."""
+        from .backbones import resolve
+
+        return resolve(self._wanted(), self._engines / "weights")
+
+    def embedder(self, representation: str) -> Embedder:
+        """What embeds pictures in a fine-tuned representation. Raises VersionMissing, RepresentationError."""
+        from .backbones import BackboneSpec
+
+        about = self.read(representation)
+        weights = next(iter(sorted((self.folder(representation) / _NETWORK).glob("*.safetensors"))), None)
+        if about.kind != "tuned" or weights is None:
+            raise VersionMissing(representation)
+        return _engine(BackboneSpec(about.backbone, str(weights)), self._engines)
+
+    def use(self, representation: str) -> None:
+        """Put a representation into use at once, as that of a version that went live."""
+        about = self.read(representation)
+        with locked(self._pool / ".state.lock"):
+            tuned = representation if about.kind == "tuned" else None
+            wanted = {"current": representation, "target": representation, "tuned": tuned}
+            if wanted != self._state():
+                write_json(self._pool / "state.json", wanted)
+
+    def drop(self, representation: str) -> None:
+        """Remove a representation unless it is in use, or in the making."""
+        with locked(self._pool / ".state.lock"):
+            if representation not in self._state().values():
+                shutil.rmtree(self.folder(representation), ignore_errors=True)
+
+    def _tuned(self) -> Embedder | None:
+        """The fine-tuned network in use, unless the settings name another start by now or it cannot be read."""
+        tuned = self._state()["tuned"]
+        if tuned is None:
+            return None
+        try:
+            if self.read(tuned).started_from == self._spec.start:
+                return self.embedder(tuned)
+        except (VersionMissing, CheckpointCorrupt, RepresentationError) as error:
+            _log.warning("the fine-tuned network is not used: %s", error)
+        return None
+
+    # ------------------------------------------------------------------ files
     def prune(self, used: Iterable[str]) -> list[str]:
         """Remove representations that are neither in `used` nor current nor in the making; returns their ids."""
         removed = []
@@ -146,12 +232,12 @@ class Representations:
 
     def _state(self) -> dict[str, str | None]:
         stored = read_json(self._pool / "state.json") or {}
-        return {"current": stored.get("current"), "target": stored.get("target")}
+        return {name: stored.get(name) for name in ("current", "target", "tuned")}
 
     def _aim_at(self, representation: str) -> None:
         with locked(self._pool / ".state.lock"):
             state = self._state()
-            wanted = {"current": state["current"] or representation, "target": representation}
+            wanted = state | {"current": state["current"] or representation, "target": representation}
             if wanted != state:
                 write_json(self._pool / "state.json", wanted)
 
@@ -161,16 +247,22 @@ class Representations:
             write_json(path, asdict(about))
 
     # ------------------------------------------------------------------ a backbone with weights
-    def _open_backbone(self) -> Embedder:
+    def _backbone(self) -> Embedder:
+        if self._embedder is not None:
+            return self._embedder
+        engine = _engine(self._wanted(), self._engines)
+        about = engine.backbone
+        self._describe(Representation(engine.id, "backbone", about.name, engine.width, about.note))
+        self._embedder = engine
+        return engine
+
+    def _wanted(self) -> BackboneSpec:
         from .backbones import BackboneSpec
 
         spec = self._spec
-        assert spec.weights is not None
-        wanted = BackboneSpec(spec.backbone, spec.weights, spec.input_size, spec.mean, spec.std)
-        engine = _engine(wanted, self._engines)
-        about = engine.backbone
-        self._describe(Representation(engine.id, "backbone", about.name, engine.width, about.note))
-        return engine
+        if spec.weights is None:
+            raise WeightsUnusable("none", "the settings name no weights; set ASKFIRST_WEIGHTS")
+        return BackboneSpec(spec.backbone, spec.weights, spec.input_size, spec.mean, spec.std)
 
     # ------------------------------------------------------------------ features of the pool itself
     def _learnt(self) -> Representation | None:

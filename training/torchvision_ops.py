@@ -1,4 +1,4 @@
-"""Import torchvision from here: `from .torchvision_ops import torchvision`.
+"""Import torchvision from here: `from .torchvision_ops import torchvision`, or `functional` for its operations.
 
 torchvision registers shape rules for its compiled operators while it is imported, and that import fails when
 the compiled part does not load, as happens with a wheel built for CUDA beside a CPU build of PyTorch.
@@ -46,5 +46,6 @@ def _compiled_part_loads() -> bool:
 _declare_missing()
 
 import torchvision  # noqa: E402
+from torchvision.transforms.v2 import functional  # noqa: E402
 
-__all__ = ["torchvision"]
+__all__ = ["functional", "torchvision"]

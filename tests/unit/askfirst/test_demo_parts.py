@@ -305,7 +305,11 @@ def test_there_is_a_redis_server_that_can_be_run():
 
 @pytest.mark.parametrize(
     ("fast", "slow", "expected"),
-    [(True, True, {"fast", "tick", "slow"}), (True, False, {"fast", "tick"}), (False, True, {"slow"})],
+    [
+        (True, True, {"fast", "tick", "slow", "train"}),
+        (True, False, {"fast", "tick"}),
+        (False, True, {"slow", "train"}),
+    ],
 )
 def test_the_clock_runs_with_the_fast_worker(fast, slow, expected):
     assert set(roles(fast=fast, slow=slow)) == expected

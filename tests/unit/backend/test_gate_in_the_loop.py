@@ -81,3 +81,18 @@ def test_that_models_are_kept_back_is_said_once(labelled):
     turn(labelled, [next(t for t in labelled.tasks if t not in labelled.ls.annotations)])
     said = [event["what"] for event in labelled.state.events(5) if "kept back" in event["what"]]
     assert len(said) == 1
+
+
+def test_a_worker_killed_before_the_gate_leaves_the_judgement_to_the_next(labelled, monkeypatch):
+    model = labelled.refresher.desk.model
+    live = model.live().id
+    monkeypatch.setattr(model, "judge_heads", lambda *what: (_ for _ in ()).throw(KeyboardInterrupt))
+    more = next(t for t in labelled.tasks if t not in labelled.ls.annotations)
+    labelled.ls.label(more, labelled.truth(more))
+    with pytest.raises(KeyboardInterrupt):
+        labelled.refresh(more)
+    labelled.start(emptied=False)
+    model = labelled.refresher.desk.model
+    assert model.live().id == live and model.undecided() == model.newest().id
+    labelled.refresh()
+    assert model.live().id == model.newest().id != live and model.undecided() is None

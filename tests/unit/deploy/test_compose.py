@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES = COMPOSE["services"]
-OURS = ("backend", "worker-fast", "worker-slow", "tick")
+OURS = ("backend", "worker-fast", "worker-slow", "worker-train", "tick")
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
 ENV_EXAMPLE = (ROOT / "deploy" / "env.example").read_text(encoding="utf-8")
 SECRETS = {"LABEL_STUDIO_API_KEY": "0" * 40, "LABEL_STUDIO_PASSWORD": "secret-enough"}
@@ -46,7 +46,7 @@ def environment(service, env=SECRETS):
     return {name: resolve(str(text), env) for name, text in SERVICES[service]["environment"].items()}
 
 
-def test_it_holds_label_studio_redis_and_our_four_processes():
+def test_it_holds_label_studio_redis_and_our_five_processes():
     assert set(SERVICES) == {"label-studio", "redis", *OURS}
 
 
@@ -156,7 +156,7 @@ def test_commands_exist():
 
 def test_health_checks_ask_for_what_the_service_is():
     asked = {service: SERVICES[service]["healthcheck"]["test"] for service in OURS}
-    roles = {"backend": "web", "worker-fast": "fast", "worker-slow": "slow", "tick": "tick"}
+    roles = {"backend": "web", "worker-fast": "fast", "worker-slow": "slow", "worker-train": "train", "tick": "tick"}
     assert asked == {service: ["CMD", "python", "healthcheck.py", role] for service, role in roles.items()}
     assert set(roles.values()) == set(healthcheck.CHECKS)
 

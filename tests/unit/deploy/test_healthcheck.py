@@ -15,7 +15,7 @@ from rq.cron import CronScheduler
 from rq.cron_scheduler_registry import get_registry_key
 
 import backend.state
-from backend.dispatch import FAST, SLOW
+from backend.dispatch import FAST, SLOW, TRAIN
 from backend.settings import Settings
 from deploy import healthcheck
 from deploy.healthcheck import Unhealthy
@@ -94,7 +94,9 @@ def test_nobody_on_the_port_is_not_healthy():
             healthcheck.check_web(Settings(port=held.getsockname()[1]))
 
 
-@pytest.mark.parametrize(("role", "queue", "other"), [("fast", FAST, SLOW), ("slow", SLOW, FAST)])
+@pytest.mark.parametrize(
+    ("role", "queue", "other"), [("fast", FAST, SLOW), ("slow", SLOW, FAST), ("train", TRAIN, SLOW)]
+)
 def test_a_worker_is_healthy_while_it_is_registered_for_its_queue_from_this_host(redis, role, queue, other):
     with pytest.raises(Unhealthy, match="no running worker"):
         healthcheck.check_worker(Settings(), role, "me")
@@ -143,7 +145,7 @@ def test_a_clock_that_is_silent_for_several_ticks_is_not_healthy(redis):
     healthcheck.check_tick(Settings(tick_s=60), "me")  # four ticks of a minute are more than 200 s
 
 
-@pytest.mark.parametrize("role", ["fast", "slow", "tick"])
+@pytest.mark.parametrize("role", ["fast", "slow", "train", "tick"])
 def test_without_redis_nothing_is_healthy(monkeypatch, capsys, role):
     server = fakeredis.FakeServer()
     server.connected = False
@@ -161,4 +163,4 @@ def test_a_wrong_setting_is_told_and_not_healthy(monkeypatch, capsys):
 @pytest.mark.parametrize("argv", [[], ["database"], ["web", "fast"]])
 def test_other_words_are_answered_with_the_usage(capsys, argv):
     assert healthcheck.main(argv) == 2
-    assert "web|fast|slow|tick" in capsys.readouterr().err
+    assert "web|fast|slow|train|tick" in capsys.readouterr().err

@@ -90,6 +90,15 @@ def test_features_are_what_enters_the_last_layer_of_the_whole_classifier(classif
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_that_do_not_say_which_version_wrote_them_are_read(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mnasnet0_5", weights=None).eval()  # asks for a version
+    save_file(network.state_dict(), path)
+    found = resolve(BackboneSpec("mnasnet0_5", str(path), 32, HALF, HALF), tmp_path).build()
+    assert torch.equal(found.model.layers[0].weight, network.layers[0].weight)
+
+
 def test_pixels_are_scaled_as_the_weights_want_them():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = images(1, 8)

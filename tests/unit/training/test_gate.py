@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from training.errors import DataError
-from training.gate import MARGIN, compare, squared_distances
+from training.gate import MARGIN, compare, decide, squared_distances
 
 
 def test_paired_test_is_the_exact_sign_test_on_what_differs():
@@ -90,3 +90,13 @@ def test_the_outcome_is_told_in_numbers():
         f"and its Brier score is {abs((candidate - live).mean()):.3f} higher (worse)"
     )
     assert "no audit labels" in compare(right[:0], right[:0]).words()
+
+
+def test_a_change_that_costs_much_must_be_ahead_by_one_measure():
+    right = np.arange(40) < 30
+    live = briers(40, 0.0)[1]
+    behind = compare(right, right, live + MARGIN / 2, live)
+    assert not behind.worse and not behind.better
+    assert decide(behind, "g1").promoted and not decide(behind, "g1", must_gain=True).promoted
+    ahead = compare(right, right & (np.arange(40) > 0), live + MARGIN / 2, live)
+    assert ahead.better and decide(ahead, "g1", must_gain=True).promoted

@@ -1,0 +1,213 @@
+"""The slowest path, with a network that is made of two lines: when a run is due, what it decides, how it ends."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from backend import fine_tune, jobs
+from backend.fine_tune import CANCEL, FineTuner, TuneFiles, due
+from backend.overview import project_overview
+from backend.refresh import Refresher
+from backend.triggers import TuneFacts, tune_is_due
+from training import api
+from training.errors import TrainingDiverged
+from training.fine_tuning import FineTuned
+from training.representation import Representation, Representations
+
+
+class NoJobs:
+    woken = ()
+
+    def jobs(self, project_id):
+        return []
+
+    def wake(self, project_id, kind, number):
+        self.woken = (*self.woken, kind)
+
+
+class Shown:
+    """A network that shows the answer, or hides it."""
+
+    width, input_size = 2, 8
+
+    def __init__(self, name, pixels):
+        self.id = name
+        self._pixels = pixels
+
+    def embed(self, images):
+        return self._pixels(np.asarray(images, np.float32))
+
+
+@pytest.fixture
+def tuning(loop, monkeypatch):
+    """Sixty tasks, labelled by odd and even, which the network in use hardly sees; what a run gives is the test's."""
+    networks = {
+        "good": Shown("good", lambda p: np.stack([p[:, 0, 1, 0] % 2 + 0.01, 1.01 - p[:, 0, 1, 0] % 2], 1)),
+        "bad": Shown("bad", lambda p: np.stack([p[:, 0, 1, 0] % 7 + 1, p[:, 0, 0, 0] % 5 + 1], 1)),
+    }
+    monkeypatch.setattr(Representations, "embedder", lambda self, name: networks[name])
+    monkeypatch.setattr(api.ProjectModel, "can_fine_tune", lambda self: True)
+    monkeypatch.setattr("backend.triggers.FEWEST_TO_JUDGE", 7)  # what sixty tasks can have
+    loop.result, loop.seen = "good", []
+
+    def fine_tune_(model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, groups=None):
+        loop.seen.append({i for labels in heads for i in labels.train})
+        on_epoch(api.Epoch(1, 2, 0.5, 0.4))
+        if isinstance(loop.result, BaseException):
+            raise loop.result
+        name = loop.result if loop.result in networks else "good"
+        about = Representation(name, "tuned", name, 2, f"{name}.", started_from="")
+        model._representations._describe(about)
+        return FineTuned(about, "done", 0 if loop.result == "nothing learnt" else 1, (), 0, {})
+
+    monkeypatch.setattr(api.ProjectModel, "fine_tune", fine_tune_)
+    loop.workshop.settings = loop.workshop.settings.model_copy(update={"tune_from": 20})
+    monkeypatch.setattr(loop.workshop.fetcher, "fetch", lambda uri, task: picture(task), raising=False)
+    monkeypatch.setattr("backend.pool_sync.PoolSync.load", lambda self, example: picture(example.example_id))
+
+    def label(tasks):
+        for task in tasks:
+            loop.ls.label(task)
+        loop.refresh(*tasks)
+
+    loop.give, loop.jobs = label, NoJobs()
+    loop.run = lambda: FineTuner(loop.refresher, loop.jobs, lambda done, total, what: None).run()
+    loop.files = TuneFiles(loop.refresher.desk.home)
+    return loop
+
+
+def picture(task):
+    from conftest import picture as of_example
+
+    return of_example(api.Example(task, ""))
+
+
+def live(loop):
+    return loop.refresher.desk.model.live()
+
+
+@pytest.mark.parametrize(
+    ("labels", "before", "is_due"), [(19, 0, False), (20, 0, True), (39, 20, False), (40, 20, True), (40, 15, True)]
+)
+def test_a_run_is_due_from_a_number_on_and_at_each_doubling(labels, before, is_due):
+    assert tune_is_due(TuneFacts(labels, before, 20, live=True, held=False), start=20) is is_due
+
+
+@pytest.mark.parametrize(("audit", "live", "held"), [(20, False, False), (20, True, True), (19, True, False)])
+def test_nothing_is_due_that_nobody_could_judge_or_use(audit, live, held):
+    assert not tune_is_due(TuneFacts(100, 0, audit, live, held), start=20)
+
+
+def test_a_better_network_takes_over_with_its_embeddings_and_the_order_follows(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    before, served = live(tuning), tuning.ls.served.model_version
+    assert due(tuning.refresher)
+    text = tuning.run()
+    assert "promoted" in text and live(tuning).representation == "good" != before.representation
+    assert tuning.refresher.desk.model.representation().id == "good"
+    assert len(tuning.refresher.desk.model.embedded_ids()) == len(tuning.tasks)
+    assert {"refresh", "pool"} <= set(tuning.jobs.woken)
+    tuning.refresh()
+    assert tuning.ls.served.model_version != served
+    assert not due(tuning.refresher)  # until the labels have doubled
+    assert [o.outcome for o in tuning.files.outcomes()] == ["promoted"]
+
+
+def test_a_worse_network_is_kept_back_and_shown_with_the_reason(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    before = live(tuning)
+    tuning.result = "bad"
+    assert "kept back; worse than the live version" in tuning.run()
+    assert live(tuning) == before and tuning.refresher.desk.model.representation().id == before.representation
+    shown = project_overview(tuning.workshop, NoJobs(), 5).representation
+    assert "Last fine-tuning" in shown and "worse than the live version" in shown
+
+
+def test_a_run_that_learnt_nothing_leaves_nothing(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = "nothing learnt"
+    assert "no epoch was better" in tuning.run()
+    assert tuning.files.outcomes()[-1].version is None
+    assert not tuning.refresher.desk.model._representations.folder("good").exists()
+
+
+def test_a_killed_run_goes_on_with_the_labels_it_began_with(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run()
+    tuning.give(list(tuning.tasks)[40:50])
+    tuning.result = "good"
+    tuning.run()
+    first, second = tuning.seen
+    assert first == second and tuning.files.begun() is None
+    # What goes live knows the new labels all the same.
+    assert len(tuning.refresher.desk.model.labels_of(live(tuning).id)) == 50
+
+
+def test_a_failed_run_says_why_and_does_not_come_again_with_the_next_label(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    before = live(tuning)
+    tuning.result = TrainingDiverged(3, float("nan"))
+    assert "failed; the loss became nan" in tuning.run()
+    assert live(tuning) == before and tuning.files.begun() is None
+    assert not due(tuning.refresher)
+
+
+def test_cancelled_is_cancelled(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    before = live(tuning)
+    tuning.state.put(5, CANCEL, True)
+    assert "cancelled" in tuning.run()
+    assert live(tuning) == before and tuning.state.get(5, CANCEL) is None
+    assert not due(tuning.refresher)
+
+
+def test_a_version_chosen_by_hand_meanwhile_is_respected(tuning, monkeypatch):
+    tuning.give(list(tuning.tasks)[:40])
+    before = live(tuning)
+    embed = api.ProjectModel.embed_in
+
+    def choose(model, *what, **how):
+        tuning.refresher.desk.files.write_pin({"kind": "model version", "version": before.id, "since": 1.0})
+        return embed(model, *what, **how)
+
+    monkeypatch.setattr(api.ProjectModel, "embed_in", choose)
+    assert "chosen by hand" in tuning.run()
+    assert live(tuning) == before
+
+
+def test_the_record_of_a_run_can_be_read_line_by_line(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.run()
+    (run,) = [path for path in tuning.files.folder.iterdir() if path.is_dir()]
+    (line,) = api.read_record(run / "epochs.jsonl")
+    assert (line["epoch"], line["loss"], line["held_out"]) == (1, 0.5, 0.4)
+
+
+def test_the_job_starts_only_what_is_due_or_asked_for(tuning, monkeypatch):
+    monkeypatch.setattr(jobs, "_refresher", lambda workshop, project_id: tuning.refresher)
+    tuning.give(list(tuning.tasks)[:10])
+    assert jobs._tune(tuning.workshop, tuning.jobs, 5) == "no fine-tuning is due"
+    tuning.state.record(5, text="asked", flags=["tune"])
+    assert "fine-tuning on" in jobs._tune(tuning.workshop, tuning.jobs, 5)
+    assert "tune" not in tuning.state.flags(5)
+
+
+def test_a_worker_that_knows_no_label_yet_reads_them_before_it_says_that_nothing_is_due(tuning, monkeypatch):
+    tuning.give(list(tuning.tasks)[:40])
+    fresh = Refresher(tuning.workshop.desk(5))
+    monkeypatch.setattr(jobs, "_refresher", lambda workshop, project_id: fresh)
+    assert "promoted" in jobs._tune(tuning.workshop, tuning.jobs, 5)
+
+
+def test_half_a_line_of_a_dying_machine_costs_only_itself(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.run()
+    with (tuning.files.folder / "runs.jsonl").open("a") as file:
+        file.write(json.dumps({"at": 1})[:5])
+    assert len(tuning.files.outcomes()) == 1
+    assert "Last fine-tuning" in fine_tune.tuning_sentence(tuning.refresher.desk.home, True, 20)

@@ -1,0 +1,178 @@
+"""A fine-tuned network as a representation of a project: made beside the one in use, put into use with a version."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from training import api
+from training.backbones import feature_extractor
+from training.errors import NoTrainableExamples
+
+NAMES = tuple("0123456789")
+POOL = 120
+BACKBONE = "shufflenet_v2_x0_5"  # the smallest of torchvision's
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network that nobody trained: what is tested is what happens to it, not what it knows."""
+    path = tmp_path_factory.mktemp("weights") / "start.pth"
+    torch.manual_seed(0)
+    torch.save(feature_extractor(BACKBONE).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, answers = load_digits(return_X_y=True)
+    return np.kron(images[:POOL].reshape(-1, 8, 8), np.ones((4, 4))).astype(np.uint8) * 15, answers[:POOL].tolist()
+
+
+@pytest.fixture
+def load(digits):
+    import io
+
+    from PIL import Image
+
+    def bytes_of(example):
+        buffer = io.BytesIO()
+        Image.fromarray(digits[0][example.example_id - 1]).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return bytes_of
+
+
+@pytest.fixture
+def project(tmp_path, weights, engines, digits, load):
+    """A pool of 120 digits, 60 labelled, 30 in the audit slice, and a live version."""
+
+    class Project:
+        spec = api.ModelSpec(
+            backbone=BACKBONE,
+            weights=str(weights),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            input_size=32,
+            engines_dir=engines,
+        )
+        examples = tuple(api.Example(i, "") for i in range(1, POOL + 1))
+        train, audit = ({i: digits[1][i - 1] for i in ids} for ids in (range(1, 61), range(61, 91)))
+        heads = (api.HeadLabels(api.HeadSpec(classes=NAMES), train, audit),)
+        settings = api.TuneSettings(
+            epochs=2, fewest_steps=0, batch_size=15, held_out=0.0, mixing="none", augmentation="none", threads=1,
+            accelerator="cpu", precision="32", input_size=32, lr_trunk=1e-3,
+        )  # fmt: skip
+        folder = tmp_path / "run"
+
+        def __init__(self):
+            self.load = load
+            self.home = tmp_path / "home"
+            self.model = self.again()
+            self.model.embed(self.examples, load)
+            self.first = self.model.fit_heads(self.heads, generation=1, source={}).id
+            self.model.promote(self.first)
+
+        def again(self, **changes):
+            from dataclasses import replace
+
+            return api.ProjectModel(self.home, replace(self.spec, **changes))
+
+        def tune(self, **changes):
+            from dataclasses import replace
+
+            return self.model.fine_tune(self.heads, self.examples, load, replace(self.settings, **changes), self.folder)
+
+        def take_over(self):
+            tuned = self.tune().representation.id
+            self.model.embed_in(tuned, self.examples, load)
+            version = self.model.fit_heads(self.heads, generation=2, source={}, representation=tuned).id
+            self.model.promote(version)
+            return tuned, version
+
+    return Project()
+
+
+def test_a_run_changes_nothing_that_is_in_use(project):
+    before = project.model.representation()
+    found = project.tune()
+    assert found.best_epoch == 2 and found.representation.kind == "tuned" and "60 labels" in found.representation.note
+    assert project.model.representation() == before and project.model.live().id == project.first
+    assert found.representation.id != before.id and found.representation.width == before.width
+
+
+def test_what_was_not_embedded_by_the_new_network_is_not_known_to_its_versions(project, load):
+    tuned = project.tune().representation.id
+    project.model.embed_in(tuned, project.examples[:90], load)
+    version = project.model.fit_heads(project.heads, generation=2, source={}, representation=tuned).id
+    assert project.model.predict(version, [1, 90, 91]).known.tolist() == [True, True, False]
+    assert project.model.predict(project.first, [91]).known.all()
+
+
+def test_with_a_version_its_network_goes_live_for_every_process(project, load):
+    tuned, version = project.take_over()
+    other = project.again()
+    assert other.representation().id == tuned and other.live().id == version
+    assert (
+        other.embed([*project.examples, api.Example(POOL + 1, "")], lambda e: load(project.examples[0])).embedded == 1
+    )
+    assert other.predict(version, [POOL + 1]).known.all()
+
+
+def test_rolling_back_brings_back_the_network_and_its_embeddings(project):
+    before = project.model.representation().id
+    project.take_over()
+    assert project.model.roll_back().id == project.first
+    assert project.model.representation().id == before
+    assert project.again().fit_heads(project.heads, generation=3, source={}).representation == before
+
+
+def test_other_weights_in_the_settings_end_the_reign_of_the_tuned_network(project, load, weights, tmp_path):
+    project.take_over()
+    other = tmp_path / "other.pth"
+    torch.manual_seed(1)
+    torch.save(feature_extractor(BACKBONE).state_dict(), other)
+    model = project.again(weights=str(other))
+    model.embed(project.examples, load)
+    assert model.representation().kind == "backbone"
+    assert project.again().representation().id == model.representation().id
+
+
+def test_without_weights_there_is_nothing_to_start_from(project):
+    assert project.model.can_fine_tune()
+    assert not project.again(weights=None).can_fine_tune()
+
+
+def test_what_is_dropped_is_gone_and_what_is_in_use_stays(project):
+    tuned = project.tune().representation.id
+    project.model.drop_representation(tuned)
+    with pytest.raises(NoTrainableExamples):
+        project.model.fit_heads(project.heads, generation=2, source={}, representation=tuned)
+    in_use = project.model.representation().id
+    project.model.drop_representation(in_use)
+    assert project.model.predict(project.first, [1]).known.all()
+
+
+def test_groups_that_people_gave_are_kept_whole(project, monkeypatch):
+    from training import fine_tuning
+
+    seen = []
+    monkeypatch.setattr(fine_tuning.tuning, "tune", lambda start, heads, labelled, *rest, **more: seen.append(labelled))
+    with pytest.raises(AttributeError):  # what stands in returns nothing
+        project.model.fine_tune(
+            project.heads,
+            project.examples,
+            project.load,
+            project.settings,
+            project.folder,
+            groups={i: f"lesion {i // 10}" for i in project.train},
+        )
+    (labelled,) = seen
+    together = [{int(i) // 10 for i in labelled.ids[labelled.groups == group]} for group in set(labelled.groups)]
+    assert len(together) == 7 and all(len(tens) == 1 for tens in together)
+    assert not set(labelled.ids.tolist()) & project.audit.keys()

@@ -1,0 +1,163 @@
+"""A project's own network: the backbone of the settings, fine-tuned on the project's labels, as a representation.
+
+    labels of all heads + pictures --tune--> weights --add_tuned--> a representation that nothing uses yet
+
+n  labelled examples    C  classes of a head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tuning
+from .embedding_table import as_ids
+from .errors import NoTrainableExamples
+from .pool_view import SELECTION_DIMS, PoolView
+from .representation import Representation, Representations
+from .targets import HeadLabels, HeadSpec, Target
+from .values import Example
+
+Ids = NDArray[np.int64]
+
+_DUPLICATE = 0.98  # cosine above which examples are one group: neither split nor mixed
+_WITH_MASKS = ("cutmix-object", "saliency")
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What a run of fine-tuning left."""
+
+    representation: Representation
+    reason: str  # why the run ended
+    best_epoch: int  # whose weights were kept; 0: those of the start
+    epochs: tuple[tuning.Epoch, ...]
+    held_out: int  # labelled examples that the run was stopped by
+    unreadable: Mapping[int, str]
+
+    @property
+    def learnt(self) -> bool:
+        """Whether any epoch was better on the held-out examples than the network it started from."""
+        return self.best_epoch > 0
+
+
+def fine_tune(
+    representations: Representations,
+    view: PoolView,
+    heads: Sequence[HeadLabels],
+    examples: Sequence[Example],
+    load: Callable[[Example], bytes],
+    settings: tuning.TuneSettings,
+    folder: Path,
+    *,
+    groups: Mapping[int, str] | None = None,
+    on_step: tuning.OnStep = lambda step: None,
+    on_epoch: tuning.OnEpoch = lambda epoch: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> FineTuned:
+    """Tune the backbone of the settings, from its trained weights each time, on the labels of all heads together.
+
+    Args:
+        heads: what is trained on; audit labels are left out.
+        examples: of the pool; those without a label are not looked at.
+        folder: of this run: checkpoints, and in the end the network. A run that was killed goes on from here.
+        groups: example id -> group that is not split between training and stopping; near-duplicates without it.
+    Raises:
+        NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory.
+    """
+    audited = {i for labels in heads for i in labels.audit}
+    ids = sorted({i for labels in heads for i in labels.train} - audited)
+    by_id = {example.example_id: example for example in examples}
+    ids = [i for i in ids if i in by_id]
+    if not ids:
+        raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
+    start = representations.start()
+    size = settings.input_size or start.input_size
+    pictures = tuning.Pictures.decoded(
+        ids,
+        lambda i: load(by_id[i]),
+        tuning.side_for(size),
+        with_masks=settings.mixing in _WITH_MASKS,
+        folder=folder / "pictures",
+        should_stop=should_stop,
+    )
+    asked = [labels for labels in heads if labels.train]
+    labelled = tuning.Examples(
+        as_ids(ids),
+        {head_name(labels.spec): answers_of(labels, ids) for labels in asked},
+        {},
+        _groups(view, ids, groups),
+    )
+    tuned = tuning.tune(
+        start,
+        [head_of(labels.spec) for labels in asked],
+        labelled,
+        pictures,
+        settings,
+        folder=folder / "run",
+        on_step=on_step,
+        on_epoch=on_epoch,
+        should_stop=should_stop,
+    )
+    weights = tuned.save(folder / "network")
+    trained = len(ids) - len(tuned.held_out) - len(tuned.unreadable)
+    note = (
+        f"Features of {tuned.architecture} at {tuned.input_size} px, fine-tuned on {trained:,} labels of this project "
+        f"({tuned.best_epoch} of {settings.epochs} epochs)."
+    )
+    return FineTuned(
+        representations.add_tuned(weights, tuned.architecture, note),
+        tuned.reason,
+        tuned.best_epoch,
+        tuned.history,
+        len(tuned.held_out),
+        tuned.unreadable,
+    )
+
+
+def head_name(spec: HeadSpec) -> str:
+    """A name for every head: that of a project with one question may have none."""
+    return spec.name or "label"
+
+
+def head_of(spec: HeadSpec) -> tuning.HeadSpec:
+    """The question as fine-tuning asks it."""
+    return tuning.HeadSpec(head_name(spec), "ordinal" if spec.kind == "ordered" else spec.kind, spec.classes)
+
+
+def answers_of(labels: HeadLabels, ids: Sequence[int]) -> NDArray[Any]:
+    """Targets of some examples as `tuning.Examples` holds them: -1 or NaN where there is none."""
+    known: Mapping[int, Target] = labels.train
+    if labels.spec.kind == "multiple":
+        chosen = np.full((len(ids), len(labels.spec.classes)), np.nan, np.float32)
+        for row, i in enumerate(ids):
+            target = known.get(i)
+            if isinstance(target, tuple):
+                chosen[row] = 0
+                chosen[row, list(target)] = 1
+        return chosen
+    if labels.spec.kind == "number":
+        return np.array([known.get(i, np.nan) for i in ids], np.float32)
+    return np.array([known.get(i, -1) for i in ids], np.int64)
+
+
+def _groups(view: PoolView, ids: Sequence[int], given: Mapping[int, str] | None) -> Ids:
+    """[n] group of each example, all different but for near-duplicates and what was given as one."""
+    from uncertainty.duplicates import near_duplicate_groups
+
+    if given is not None:
+        names = [given.get(i) or f"\0{i}" for i in ids]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+    group = np.full(len(ids), -1, np.int64)
+    known = view.table.known(as_ids(ids))
+    if known.any():
+        rows = view.space().reduced(view.rows(as_ids(ids)[known]), SELECTION_DIMS)
+        group[known] = near_duplicate_groups(rows, _DUPLICATE)
+    alone = group < 0
+    group[alone] = group.max(initial=-1) + 1 + np.arange(int(alone.sum()))
+    return group

@@ -1,0 +1,235 @@
+"""Fine-tuning, from top to bottom.
+
+Everything random depends on the seed and on the place in the run, so that a run that was killed and goes on from its
+checkpoint gives the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.backbones import Backbone
+from training.errors import DataError
+
+from . import checkpoint
+from .batches import Batches, Teacher
+from .checkpoint import Progress
+from .devices import alone_with, channels_last, choose_precision, loader_threads, open_fabric, seed_torch
+from .events import OnEpoch, OnStep, Step
+from .heads import Examples, HeadSpec, check_heads, targets_of
+from .judge import Judge
+from .losses import HeadLoss, Objective
+from .net import TunedNet, Untrained, as_trained, feature_width, load_weights, parameter_groups, trunk_of
+from .pictures import Pictures
+from .probe import fit_heads
+from .result import Tuned
+from .schedule import AveragedWeights, lr_factor
+from .settings import TuneSettings
+from .split import hold_out
+from .update import Update
+
+CANCELLED = "stopped from outside"
+ALL_DONE = "all epochs are done"
+
+
+def tune(
+    start: Backbone | Untrained,
+    heads: Sequence[HeadSpec],
+    labelled: Examples,
+    pictures: Pictures,
+    settings: TuneSettings | None = None,
+    *,
+    pool: Examples | None = None,
+    teacher: Teacher | None = None,
+    folder: Path | None = None,
+    on_step: OnStep = lambda step: None,
+    on_epoch: OnEpoch = lambda epoch: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tuned:
+    """Fine-tune a network on labelled pictures and return the averaged weights of its best epoch.
+
+    Args:
+        start: trained weights, or a network that starts from nothing.
+        heads: what is asked about each picture; a missing answer costs nothing.
+        labelled: answers, extra inputs, groups. Examples without a picture are left out and told.
+        pictures: of the labelled examples and of the pool; with masks for mixing by object or saliency.
+        pool: examples without answers, for a teacher or for FixMatch.
+        teacher: probabilities for any of the examples, to distil from.
+        folder: where the run is saved after each epoch, and goes on from if it was killed. Another run's is replaced.
+        on_step, on_epoch: told what happens; called in the thread of the run, so they must be quick.
+        should_stop: asked between steps; the best so far is returned.
+        clock: seconds.
+    Raises:
+        DataError: examples, answers or pictures that cannot be used; UnknownBackbone, WeightsUnusable.
+        TrainingDiverged: the loss or its gradient is not finite; OutOfMemory: not even one picture fits.
+    """
+    settings = settings or TuneSettings()
+    size = settings.input_size or start.input_size
+    key = checkpoint.key_of(start, heads, labelled, pool, teacher, settings)
+    labelled, unreadable = _with_pictures(labelled, pictures)
+    check_heads(heads, labelled)
+    pool = None if pool is None else _with_pictures(pool, pictures)[0]
+    _check_masks(settings, pictures)
+    if isinstance(start, Backbone):
+        start = as_trained(start)
+
+    with alone_with(settings):
+        # ---------------------------------------------------------------- what is learnt from and measured with
+        begun = clock()
+        train_rows, held_rows = hold_out(heads, labelled, settings.held_out, settings.seed)
+        train, held = labelled.take(train_rows), labelled.take(held_rows)
+        targets = {head.name: targets_of(head, train) for head in heads}
+        losses = tuple(HeadLoss.of(head, targets[head.name], settings.loss, settings.label_smoothing) for head in heads)
+        batches = Batches(losses, train, targets, pictures, size, settings, pool, teacher)
+        threads = loader_threads(settings)
+
+        # ---------------------------------------------------------------- the network
+        seed_torch(settings.seed, 0)
+        trunk = trunk_of(start)
+        widths = {name: labelled.inputs[name].shape[1] for head in heads for name in head.inputs}
+        net = TunedNet(trunk, feature_width(trunk, size), heads, widths)
+        channels_last(net, settings.channels_last)
+        judge = Judge(losses, train, held, pictures, size, widths, threads)
+        fabric = open_fabric(settings, "32")
+        net.to(fabric.device)
+        progress = None if folder is None else checkpoint.load(folder, key)
+        if progress is None and settings.start_heads and isinstance(start, Backbone):
+            net.heads.cpu()  # where the features are collected
+            fit_heads(net, losses, *judge.training_features(net.trunk), judge.held_out_features(net.trunk))
+            net.to(fabric.device)
+        precision, note = (progress.precision, "") if progress else choose_precision(settings, net, size, fabric.device)
+        fabric = open_fabric(settings, precision)
+        groups = parameter_groups(net, settings.lr_head, settings.lr_trunk, settings.layer_decay, settings.weight_decay)
+        frozen_norms = settings.batch_norm == "frozen" or (
+            settings.batch_norm == "auto" and isinstance(start, Backbone)
+        )
+        judged = deepcopy(net)  # holds the averaged weights whenever they are measured
+        module, optimizer = fabric.setup(net, torch.optim.AdamW(groups))
+        average = AveragedWeights(net, settings.ema_decay)
+        objective = Objective(tuple(loss.to(fabric.device) for loss in losses), settings.distil_temperature)
+        update = Update(fabric, module, optimizer, objective, settings)
+
+        # ---------------------------------------------------------------- where the run begins
+        spent = 0.0 if progress is None else progress.seconds
+
+        def seconds() -> float:
+            return spent + clock() - begun
+
+        def stopped() -> str | None:
+            if should_stop():
+                return CANCELLED
+            if settings.time_limit_s is not None and seconds() >= settings.time_limit_s:
+                return f"the time limit of {settings.time_limit_s:g} s was reached"
+            return None
+
+        if progress is None:
+            first = replace(judge(judged, epoch=0, epochs=settings.epochs, loss=None), best=True, seconds=seconds())
+            progress = Progress.at_start(_on_cpu(average.state), precision, first)
+            on_epoch(first)
+        else:
+            load_weights(net, progress.net)
+            average.load(progress.averaged, progress.updates)
+            optimizer.load_state_dict(dict(progress.optimizer))
+            update.part_size = progress.part_size
+        total_steps = settings.epochs * batches.steps
+        why = progress.finished or stopped()
+
+        # ---------------------------------------------------------------- epochs
+        while why is None and progress.epoch < settings.epochs:
+            epoch = progress.epoch + 1
+            epoch_began = step_began = clock()
+            step_losses, seen = [], 0
+            net.training_mode(frozen_norms=frozen_norms)
+            for step, batch in enumerate(batches.of_epoch(epoch, threads), start=1):
+                number = (epoch - 1) * batches.steps + step - 1
+                factor = lr_factor(number, total_steps, settings.warm_up)
+                loss, by_head = update(batch, number, factor, _pseudo_weight(settings, number / total_steps))
+                average.update(net)
+                step_losses.append(loss)
+                seen += len(batch)
+                speed, step_began = len(batch) / max(clock() - step_began, 1e-9), clock()
+                lr = settings.lr_trunk * factor
+                on_step(Step(epoch, step, batches.steps, loss, by_head, lr, speed, seconds()))
+                why = stopped()
+                if why:
+                    break
+            if why and why == CANCELLED:
+                break  # somebody waits: the best of the whole epochs stands
+
+            # ------------------------------------------------------------ measure, keep the best, save
+            speed = seen / max(clock() - epoch_began, 1e-9)
+            load_weights(judged, average.state)
+            found = judge(judged, epoch=epoch, epochs=settings.epochs, loss=float(np.mean(step_losses)))
+            found = replace(found, best=progress.is_best(found), images_per_s=speed, seconds=seconds())
+            progress.history.append(found)
+            if found.best:
+                progress.best, progress.best_epoch = _on_cpu(average.state), epoch
+            on_epoch(found)
+            if len(step_losses) < batches.steps:
+                break  # out of time within an epoch, which a resumed run does again
+            progress.epoch = epoch
+            if epoch == settings.epochs:
+                progress.finished = ALL_DONE
+            elif settings.patience and epoch - progress.best_epoch >= settings.patience:
+                progress.finished = f"no better loss on the held-out examples for {settings.patience} epochs"
+            why = progress.finished or why
+            if folder is not None:
+                progress.net, progress.optimizer = _on_cpu(net.state_dict()), optimizer.state_dict()
+                progress.averaged, progress.updates = _on_cpu(average.state), average.updates
+                progress.part_size, progress.seconds = update.part_size, seconds()
+                checkpoint.save(folder, key, progress)
+        load_weights(judged, progress.best)
+        temperatures, errors = judge.temperatures_and_errors(judged)
+
+    return Tuned(
+        architecture=start.name,
+        input_size=size,
+        mean=start.mean,
+        std=start.std,
+        losses=losses,
+        inputs=widths,
+        state=progress.best,
+        temperatures=temperatures,
+        number_error=errors,
+        history=tuple(progress.history),
+        best_epoch=progress.best_epoch,
+        reason=why or ALL_DONE,
+        held_out=held.ids,
+        unreadable=unreadable,
+        precision=precision,
+        note=note,
+    )
+
+
+def _with_pictures(examples: Examples, pictures: Pictures) -> tuple[Examples, dict[int, str]]:
+    """The examples that have a picture, and why the others have none."""
+    there = pictures.readable(examples.ids)
+    gone = {int(i): pictures.unreadable.get(int(i), "no picture was given") for i in examples.ids[~there]}
+    return examples.take(np.flatnonzero(there)), gone
+
+
+def _check_masks(settings: TuneSettings, pictures: Pictures) -> None:
+    if settings.mixing in ("cutmix-object", "saliency") and pictures.channels != 4:
+        raise DataError(
+            f"mixing {settings.mixing!r} needs to know where the object is, but the pictures have no masks: decode "
+            "them with masks, or set mixing to 'cutmix'"
+        )
+
+
+def _pseudo_weight(settings: TuneSettings, done: float) -> float:
+    """Weight of FixMatch's loss when a share `done` of the steps is over: early pseudo-labels are wrong."""
+    ramp = settings.fixmatch_ramp
+    return settings.fixmatch_weight * (min(1.0, done / ramp) if ramp else 1.0)
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
