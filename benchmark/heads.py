@@ -71,26 +71,26 @@ def outputs_of(fits: list[HeadFit], x: Floats) -> list[OneOf]:
     ]
 
 
-def alone(place: int) -> Callable[[list[OneOf], list[Ints], int], Seen]:
-    return lambda outputs, y, left: (outputs[place].log_probabilities, y[place])
+def alone(place: int) -> Callable[[list[OneOf], list[Ints]], Seen]:
+    return lambda outputs, y: (outputs[place].log_probabilities, y[place])
 
 
-def margins(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
-    joint = join(outputs, [o.answers() for o in outputs], {o.spec.name: left for o in outputs}, Asking())
+def margins(outputs: list[OneOf], y: list[Ints]) -> Seen:
+    joint = join(outputs, [o.answers() for o in outputs], [np.zeros(len(y[0]), bool)] * len(outputs), Asking())
     return as_log_probabilities(joint.uncertainty, outputs[0].log_probabilities), y[0]
 
 
-def ranks(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
+def ranks(outputs: list[OneOf], y: list[Ints]) -> Seen:
     uncertainty, _ = combine({o.spec.name: o.uncertainty() for o in outputs})
     return as_log_probabilities(uncertainty, outputs[0].log_probabilities), y[0]
 
 
-def wrong(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
+def wrong(outputs: list[OneOf], y: list[Ints]) -> Seen:
     mean = np.mean([1 - o.answers().confidence for o in outputs], axis=0).astype(np.float64)
     return as_log_probabilities(mean, outputs[0].log_probabilities), y[0]
 
 
-def product(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
+def product(outputs: list[OneOf], y: list[Ints]) -> Seen:
     a, b = (o.log_probabilities for o in outputs)
     return (a[:, :, None] + b[:, None, :]).reshape(len(a), -1), y[0] * b.shape[1] + y[1]
 
@@ -123,7 +123,7 @@ def replay(x: Floats, y: list[Ints], groups: Ints, way: str, strategy: str, seed
     while bought.sum() < BUDGET:
         log_p, labels = None, None
         if fits and way != "random":
-            log_p, known = WAYS[way](outputs_of(fits, x[pool]), answers, int((~bought).sum()))
+            log_p, known = WAYS[way](outputs_of(fits, x[pool]), answers)
             labels = np.where(bought, known, -1)
         order = order_candidates(
             Candidates(np.arange(len(pool)), reduced, log_p, bought, none, none, ~bought, labels),

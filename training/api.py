@@ -590,10 +590,9 @@ class ProjectModel:
             else:
                 outputs = outputs_of(stored, logits, self._encoded(stored, ids))
                 answers = tuple(output.answers() for output in outputs)
-                lacking = {head.spec.name: len(ids) - head.labels_used for head in stored.info.heads}
-                joint = join(outputs, answers, lacking, asking)
-                targets = self._versions.labels(stored.info.id, joint.lead)
-                seen, known = as_classes(outputs[joint.lead], targets)
+                targets = self._versions.labels_of_heads(stored.info.id)
+                joint = join(outputs, answers, [np.isin(ids, as_ids(list(of_head))) for of_head in targets], asking)
+                seen, known = as_classes(outputs[joint.lead], targets[joint.lead])
                 log_p = as_log_probabilities(joint.uncertainty, seen)
             labels = rows_of_labels(known, ids)
         is_labelled = np.isin(ids, as_ids(labelled))
@@ -647,8 +646,9 @@ class ProjectModel:
     def answers_of(self, version: str) -> dict[int, dict[str, Any]]:
         """Every label a version knew: example id -> name of the head -> answer, in names where it has classes."""
         found: dict[int, dict[str, Any]] = {}
-        for place, spec in enumerate(self._versions.info(version).specs):
-            for i, target in self._versions.labels(version, place).items():
+        of_heads = zip(self._versions.info(version).specs, self._versions.labels_of_heads(version), strict=True)
+        for spec, targets in of_heads:
+            for i, target in targets.items():
                 found.setdefault(i, {})[spec.name] = spec.said(target)
         return found
 

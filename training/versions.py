@@ -154,8 +154,11 @@ class VersionStore:
         Args:
             place: of the head.
         """
-        stored = self._stored_labels(version)[place]
-        return stored["labels"] | stored["audit"]
+        return self.labels_of_heads(version)[place]
+
+    def labels_of_heads(self, version: str) -> list[dict[int, Target]]:
+        """As `labels`, of each head."""
+        return [stored["labels"] | stored["audit"] for stored in self._stored_labels(version)]
 
     def audit_labels(self, version: str, place: int = 0) -> dict[int, Target]:
         """The labels a head was measured with, as `labels`."""
