@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 PREFIX = "model_"
+_MOST_INPUTS = 20  # each is encoded for every task whenever an order is made
 
 # Attributes that other backends read; people copy configs around, so these are no spelling mistakes.
 _OF_OTHERS = {
@@ -34,13 +35,14 @@ class ControlOptions:
     retrain_every: int | None = None  # new labels between two refits, >= 1
     prelabel_above: float | None = None  # calibrated confidence from which an answer is shown, 0..1; 1: never
     weight: float | None = None  # of this control among several when tasks are ordered, > 0
+    inputs: tuple[str, ...] | None = None  # data fields of the task that the answer may depend on beside the picture
 
     def or_else(self, other: ControlOptions) -> ControlOptions:
         """These options; where one is not given, that of `other`."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(other, **given)
 
-    def as_json(self) -> dict[str, str | float | int | None]:
+    def as_json(self) -> dict[str, str | float | int | tuple[str, ...] | None]:
         return asdict(self)
 
 
@@ -58,6 +60,13 @@ def _weight(text: str) -> float:
     return number
 
 
+def _fields(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not 1 <= len(names) <= _MOST_INPUTS:
+        raise ValueError
+    return names
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise ValueError
@@ -70,13 +79,14 @@ def _name(text: str) -> str:
     return text.lower().replace("-", "_")
 
 
-_READERS: dict[str, tuple[Callable[[str], str | float | int], str]] = {
+_READERS: dict[str, tuple[Callable[[str], str | float | int | tuple[str, ...]], str]] = {
     "strategy": (_name, "the name of a strategy, e.g. uherding"),
     "explore": (_share, "a share from 0 to 1"),
     "min_labels": (_count, "a whole number from 1"),
     "retrain_every": (_count, "a whole number from 1"),
     "prelabel_above": (_share, "a probability from 0 to 1"),
     "weight": (_weight, "a number above 0"),
+    "inputs": (_fields, f"up to {_MOST_INPUTS} names of data fields with commas between them"),
 }
 # The convention of other backends for "drop weaker predictions" means the same thing here.
 _SYNONYMS = {"score_threshold": "prelabel_above"}
@@ -94,7 +104,7 @@ def read_options(attributes: Mapping[str, str]) -> tuple[ControlOptions, dict[st
     Returns:
         The options; per attribute whose value cannot be used, what was wanted; a sentence per unknown name.
     """
-    values: dict[str, str | float | int] = {}
+    values: dict[str, str | float | int | tuple[str, ...]] = {}
     problems: dict[str, str] = {}
     unknown: list[str] = []
     known = [PREFIX + name for name in _READERS]

@@ -14,12 +14,25 @@ from .wire import Answer
 
 def spec_of(control: Control) -> training.HeadSpec:
     """What the head of a control is asked."""
-    return training.HeadSpec(control.name, control.answering, control.classes, control.low, control.high, control.step)
+    return training.HeadSpec(
+        control.name,
+        control.answering,
+        control.classes,
+        control.low,
+        control.high,
+        control.step,
+        control.options.inputs or (),
+    )
 
 
 def specs_of(config: LabelingConfig) -> tuple[training.HeadSpec, ...]:
     """Of each control."""
     return tuple(spec_of(control) for control in config.controls)
+
+
+def inputs_of(config: LabelingConfig) -> tuple[str, ...]:
+    """Data fields that some control looks at, in the order of the config."""
+    return tuple(dict.fromkeys(name for control in config.controls for name in control.options.inputs or ()))
 
 
 def asked_the_same(fitted: Sequence[training.HeadSpec], wanted: Sequence[training.HeadSpec]) -> bool:

@@ -72,7 +72,7 @@ def project_overview(workshop: Workshop, dispatcher: Dispatcher, project_id: int
         state=_sentence(workshop, desk, jobs, unlabelled, pushed is not None),
         version=live.id if live else None,
         pushed=pushed.version if pushed else None,
-        labels_used=live.labels_used if live else 0,
+        labels_used=max((head.labels_used for head in live.heads), default=0) if live else 0,
         tasks=len(tasks.ids),
         unlabelled=unlabelled,
         accuracy=accuracy_sentence(live),

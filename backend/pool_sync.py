@@ -10,8 +10,9 @@ import structlog
 from training import api as training
 
 from .errors import ImageUnavailable
+from .heads import inputs_of
 from .project import ProjectDesk, Tasks
-from .wire import image_uri
+from .wire import fact, image_uri
 
 log = structlog.get_logger(__name__)
 
@@ -30,17 +31,27 @@ class PoolSync:
         Raises: LabelStudioUnavailable, LabelStudioRejected, UnsupportedLabelConfig.
         """
         desk = self.desk
-        key = desk.config.image_key
+        key, names = desk.config.image_key, inputs_of(desk.config)
         known = desk.files.tasks()
-        if all_again or known.image_key != key:
-            known = Tasks(key, (), ())
-        ids, uris = list(known.ids), list(known.uris)
+        if all_again or (known.image_key, known.inputs) != (key, names):
+            known = Tasks(key, (), (), names, ((),) * len(names))
+        ids, uris, facts = list(known.ids), list(known.uris), [list(column) for column in known.facts]
         for row in desk.workshop.ls.tasks(desk.id, after_id=known.last_id):
             ids.append(int(row["id"]))
             uris.append(image_uri(row.get("data"), key) or "")
+            for name, column in zip(names, facts, strict=True):
+                column.append(fact(row.get("data"), name))
         order = sorted(range(len(ids)), key=ids.__getitem__)
-        tasks = Tasks(key, tuple(ids[i] for i in order), tuple(uris[i] for i in order))
+        tasks = Tasks(
+            key,
+            tuple(ids[i] for i in order),
+            tuple(uris[i] for i in order),
+            names,
+            tuple(tuple(column[i] for i in order) for column in facts),
+        )
         desk.files.write_tasks(tasks)
+        if names:
+            desk.model.write_inputs(tasks.ids, dict(zip(names, tasks.facts, strict=True)))
         return tasks
 
     def embed(

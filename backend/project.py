@@ -34,6 +34,8 @@ class Tasks:
     image_key: str
     ids: tuple[int, ...]
     uris: tuple[str, ...]
+    inputs: tuple[str, ...] = ()  # data fields that questions look at beside the picture
+    facts: tuple[tuple[Any, ...], ...] = ()  # of each of them, one value for each task; None: missing
 
     @property
     def last_id(self) -> int:
@@ -63,7 +65,7 @@ class ProjectFiles:
             return None
 
     def write_tasks(self, tasks: Tasks) -> None:
-        self._write("tasks.json", {"image_key": tasks.image_key, "ids": tasks.ids, "uris": tasks.uris})
+        self._write("tasks.json", asdict(tasks))
 
     def tasks(self) -> Tasks:
         """The list as last written; parsed again only when the file is another one."""
@@ -74,7 +76,9 @@ class ProjectFiles:
         stamp = (stat.st_ino, stat.st_mtime_ns)
         if self._tasks is None or self._tasks[0] != stamp:
             raw = self._read("tasks.json")
-            self._tasks = (stamp, Tasks(raw["image_key"], tuple(raw["ids"]), tuple(raw["uris"])))
+            facts = tuple(map(tuple, raw.get("facts", ())))
+            inputs = tuple(raw.get("inputs", ()))
+            self._tasks = (stamp, Tasks(raw["image_key"], tuple(raw["ids"]), tuple(raw["uris"]), inputs, facts))
         return self._tasks[1]
 
     def write_connection(self, connection: dict[str, Any] | None) -> None:

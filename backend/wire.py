@@ -23,6 +23,7 @@ UNDEFINED_KEY = "$undefined$"  # data key of tasks imported as a plain list befo
 MAX_GAP = 1e-6  # least distance of neighbouring scores; small enough to vanish in a percentage
 _PATH_STEP = re.compile(r"[^.\[\]]+")
 _MAX_ID = 2**63 - 1
+_MOST_FACT_CHARS = 100  # of a text beside the picture; a longer one is no category
 
 
 # ---- scores
@@ -204,6 +205,16 @@ def parse_task(raw: Any, image_key: str) -> Task:
 def image_uri(data: Any, image_key: str) -> str | None:
     """The image's address in a task's data; None when there is none."""
     return parse_task({"data": data}, image_key).uri
+
+
+def fact(data: Any, key: str) -> str | float | bool | None:
+    """A value of a task's data that a model can look at: a short text, a number or a truth value; None for all else."""
+    found = lookup(data, key) if isinstance(data, Mapping) else None
+    if isinstance(found, str):
+        return found[:_MOST_FACT_CHARS]
+    if isinstance(found, (bool, int)):
+        return found
+    return found if isinstance(found, float) and math.isfinite(found) else None
 
 
 def lookup(data: Mapping[str, Any], key: str) -> Any:

@@ -1,7 +1,7 @@
 """Two questions about each image: how a strategy that knows one distribution should see two heads.
 
     python -m benchmark.features --data FOLDER
-    python -m benchmark.heads --data FOLDER [--seeds 5] [--out benchmark/results/heads.json]
+    python -m benchmark.heads --data FOLDER [--seeds 12] [--out benchmark/results/heads.json]
 
 HAM10000 asks for diagnosis (7) and site (15), split by lesion; MNIST for the digit (10) and how much ink it has
 (3 classes of equal size). 3,000 examples to ask from, 1,500 to test on, 200 labels in batches of 20, every answer of a
@@ -11,8 +11,9 @@ heads.
     random   random order
     first    the first head alone, as if the other were not asked
     second   the other alone
-    ranks    both by ranks of their margins, on the classes of the first: what the product does
-    margins  as ranks, by the mean of the margins
+    margins  both by the mean of their margins, on the classes of the first: what the product does
+    ranks    as margins, by the ranks of the margins (`uncertainty.multihead.combine`)
+    wrong    as margins, by the chance that an answer is wrong
     product  the distribution over pairs of classes, as if heads were independent
 """
 
@@ -36,6 +37,7 @@ from training.joint import Asking, as_log_probabilities, join
 from training.ranking import Candidates, Shares, order_candidates
 from training.space import Space
 from training.targets import HeadSpec
+from uncertainty.multihead import combine
 
 POOL, TEST, BUDGET, BATCH = 3_000, 1_500, 200, 20
 DIMS = 128
@@ -69,27 +71,38 @@ def outputs_of(fits: list[HeadFit], x: Floats) -> list[OneOf]:
     ]
 
 
-def alone(place: int) -> Callable[[list[OneOf], list[Ints], int], Seen]:
-    return lambda outputs, y, left: (outputs[place].log_probabilities, y[place])
+def alone(place: int) -> Callable[[list[OneOf], list[Ints]], Seen]:
+    return lambda outputs, y: (outputs[place].log_probabilities, y[place])
 
 
-def ranks(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
-    joint = join(outputs, [o.answers() for o in outputs], {o.spec.name: left for o in outputs}, Asking())
-    return as_log_probabilities(joint.uncertainty, outputs[0]), y[0]
+def margins(outputs: list[OneOf], y: list[Ints]) -> Seen:
+    joint = join(outputs, [o.answers() for o in outputs], [np.zeros(len(y[0]), bool)] * len(outputs), Asking())
+    return as_log_probabilities(joint.uncertainty, outputs[0].log_probabilities), y[0]
 
 
-def margins(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
-    return as_log_probabilities(np.mean([o.uncertainty() for o in outputs], axis=0).astype(np.float64), outputs[0]), y[
-        0
-    ]
+def ranks(outputs: list[OneOf], y: list[Ints]) -> Seen:
+    uncertainty, _ = combine({o.spec.name: o.uncertainty() for o in outputs})
+    return as_log_probabilities(uncertainty, outputs[0].log_probabilities), y[0]
 
 
-def product(outputs: list[OneOf], y: list[Ints], left: int) -> Seen:
+def wrong(outputs: list[OneOf], y: list[Ints]) -> Seen:
+    mean = np.mean([1 - o.answers().confidence for o in outputs], axis=0).astype(np.float64)
+    return as_log_probabilities(mean, outputs[0].log_probabilities), y[0]
+
+
+def product(outputs: list[OneOf], y: list[Ints]) -> Seen:
     a, b = (o.log_probabilities for o in outputs)
     return (a[:, :, None] + b[:, None, :]).reshape(len(a), -1), y[0] * b.shape[1] + y[1]
 
 
-WAYS = {"first": alone(0), "second": alone(1), "ranks": ranks, "margins": margins, "product": product}
+WAYS = {
+    "first": alone(0),
+    "second": alone(1),
+    "margins": margins,
+    "ranks": ranks,
+    "wrong": wrong,
+    "product": product,
+}
 
 
 def replay(x: Floats, y: list[Ints], groups: Ints, way: str, strategy: str, seed: int) -> list[list[float]]:
@@ -110,7 +123,7 @@ def replay(x: Floats, y: list[Ints], groups: Ints, way: str, strategy: str, seed
     while bought.sum() < BUDGET:
         log_p, labels = None, None
         if fits and way != "random":
-            log_p, known = WAYS[way](outputs_of(fits, x[pool]), answers, int((~bought).sum()))
+            log_p, known = WAYS[way](outputs_of(fits, x[pool]), answers)
             labels = np.where(bought, known, -1)
         order = order_candidates(
             Candidates(np.arange(len(pool)), reduced, log_p, bought, none, none, ~bought, labels),
@@ -143,8 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--features", type=Path, default=Path("build/features"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--strategies", default="auto,uherding,margin")
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--strategies", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/heads.json"))
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []

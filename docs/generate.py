@@ -88,7 +88,8 @@ a value that cannot be used. `askfirst settings` prints the same table.
 
 Attributes of the control tag in the labelling config, `<Choices name="label" toName="image" model_strategy="margin">`,
 or *extra params* of the backend in Label Studio (Settings > Model), `{{"strategy": "margin"}}`. The tag wins over extra
-params, and both over the settings above.
+params, and both over the settings above. Where several controls are answered, `model_weight`, `model_inputs` and
+`model_prelabel_above` are those of their own tag; of the others the first tag that gives one speaks for the project.
 
 {table(("attribute", "value"), options)}
 

@@ -6,7 +6,7 @@ n  examples    C  classes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -194,7 +194,12 @@ def output_of(spec: HeadSpec, head: Head, columns: Floats, numbers: Mapping[str,
     return OneOf(spec, head.log_probabilities(columns))
 
 
-def outputs_of(stored: StoredVersion, columns: Floats) -> list[Output]:
-    """[n, all columns] of `StoredVersion.joint` -> what each head says."""
-    parts = stored.split(columns)
-    return [output_of(h.info.spec, h.head, part, h.info.numbers) for h, part in zip(stored.heads, parts, strict=True)]
+def outputs_of(stored: StoredVersion, columns: Floats, encoded: Sequence[Floats]) -> list[Output]:
+    """What each head says.
+
+    Args:
+        columns: [n, all columns] of `StoredVersion.joint`.
+        encoded: facts of the same examples for each head, [n, E].
+    """
+    parts = zip(stored.heads, stored.split(columns), encoded, strict=True)
+    return [output_of(h.info.spec, h.head, h.with_inputs(part, facts), h.info.numbers) for h, part, facts in parts]

@@ -25,6 +25,7 @@ from .evaluate import audit_is_enough
 from .gate import Comparison, Verdict, decide
 from .head_comparison import Measured, compare_sides, measure_answers, same_question
 from .head_measures import as_classes
+from .inputs import InputSchema, InputTable
 from .joint import Asking, Shown, as_log_probabilities, join, ranking_of_heads
 from .pool_labels import audit_mask, rows_of_labels
 from .pool_view import PoolView
@@ -66,6 +67,7 @@ __all__ = [
     "HeadInfo",
     "HeadLabels",
     "HeadSpec",
+    "InputSchema",
     "Kind",
     "LabelledSet",
     "ModelSpec",
@@ -157,6 +159,7 @@ class ProjectModel:
         self._versions = VersionStore(home)
         self._views: dict[str, PoolView] = {}
         self._heads: OrderedDict[str, StoredVersion] = OrderedDict()
+        self._table: tuple[tuple[int, int] | None, InputTable | None] | None = None
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------ the pool
@@ -223,6 +226,29 @@ class ProjectModel:
         if view is None:
             raise DataError("nothing is embedded yet")
         return view.rows(as_ids(example_ids))
+
+    def write_inputs(self, example_ids: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
+        """Keep facts about examples beside their picture, in place of those kept before.
+
+        Args:
+            columns: by name, one value for each id: a number, a text or None. A field all of whose values are numbers
+                is one, any other a category.
+        """
+        InputTable.of(example_ids, columns).save(self._home)
+
+    def encoded_inputs(
+        self, names: Sequence[str], example_ids: Sequence[int] | Ids
+    ) -> tuple[NDArray[np.float32], InputSchema]:
+        """[n, E] encoded facts of examples and how they are encoded; what is missing says so in a column of its own."""
+        facts = self._facts()
+        schema = InputSchema.learn(facts, names)
+        return schema.encode(facts, as_ids(example_ids)), schema
+
+    def facts_changed(self, version: str) -> bool:
+        """Whether facts are known now that a version would encode otherwise: other values, or any at all."""
+        heads = [head for head in self._versions.info(version).heads if head.spec.inputs]
+        facts = self._facts() if heads else None
+        return any(not InputSchema.learn(facts, head.spec.inputs).tells_as(head.schema) for head in heads)
 
     def refresh_pool(self) -> None:
         """Notice what other processes embedded."""
@@ -346,7 +372,7 @@ class ProjectModel:
             raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
         starts = self._starts(representation, [labels.spec for labels in known])
         with one_thread():
-            fitted = fit_heads(view, known, starts)
+            fitted = fit_heads(view, known, starts, self._facts())
         return self._versions.write(
             VersionContent.of(fitted, generation=generation, representation=representation, source=source)
         )
@@ -433,7 +459,10 @@ class ProjectModel:
         view, known = self._known(stored, ids)
         probabilities = np.zeros((len(ids), stored.head.classes), np.float32)
         if known.any():
-            probabilities[known] = stored.head.probabilities(view.rows(ids[known]))
+            columns = stored.head.logits(view.rows(ids[known]))
+            if stored.info.schema.fields:
+                columns = stored.heads[0].with_inputs(columns, self._encoded(stored, ids[known])[0])
+            probabilities[known] = np.exp(stored.head.log_probabilities(columns))
         return Predictions(ids, probabilities, known)
 
     def predict_heads(self, version: str, example_ids: Sequence[int] | Ids) -> tuple[HeadAnswers, ...]:
@@ -450,7 +479,20 @@ class ProjectModel:
         """Which of n ids are embedded, [n], and what each head says of those."""
         view, known = self._known(stored, ids)
         rows = view.rows(ids[known]) if known.any() else np.empty((0, stored.joint.weight.shape[0]), np.float32)
-        return known, outputs_of(stored, stored.joint.logits(rows))
+        return known, outputs_of(stored, stored.joint.logits(rows), self._encoded(stored, ids[known]))
+
+    def _encoded(self, stored: StoredVersion, ids: Ids) -> list[NDArray[np.float32]]:
+        """Facts of n examples as each head of a version looks at them, [n, E]."""
+        facts = self._facts() if any(head.info.schema.fields for head in stored.heads) else None
+        return [head.info.schema.encode(facts, ids) for head in stored.heads]
+
+    def _facts(self) -> InputTable | None:
+        """The facts kept now; read again only when the file is another one."""
+        stamp = InputTable.stamp(self._home)
+        with self._lock:
+            if self._table is None or self._table[0] != stamp:
+                self._table = (stamp, None if stamp is None else InputTable.load(self._home))
+            return self._table[1]
 
     def _known(self, stored: StoredVersion, ids: Ids) -> tuple[PoolView, NDArray[np.bool_]]:
         """The pool a version stands on, and which of the ids are in it."""
@@ -546,12 +588,11 @@ class ProjectModel:
                 log_p = stored.head.log_probabilities(logits)
                 known = self._versions.labels(stored.info.id)
             else:
-                outputs = outputs_of(stored, logits)
+                outputs = outputs_of(stored, logits, self._encoded(stored, ids))
                 answers = tuple(output.answers() for output in outputs)
-                lacking = {head.spec.name: len(ids) - head.labels_used for head in stored.info.heads}
-                joint = join(outputs, answers, lacking, asking)
-                targets = self._versions.labels(stored.info.id, joint.lead)
-                seen, known = as_classes(outputs[joint.lead], targets)
+                targets = self._versions.labels_of_heads(stored.info.id)
+                joint = join(outputs, answers, [np.isin(ids, as_ids(list(of_head))) for of_head in targets], asking)
+                seen, known = as_classes(outputs[joint.lead], targets[joint.lead])
                 log_p = as_log_probabilities(joint.uncertainty, seen)
             labels = rows_of_labels(known, ids)
         is_labelled = np.isin(ids, as_ids(labelled))
@@ -605,8 +646,9 @@ class ProjectModel:
     def answers_of(self, version: str) -> dict[int, dict[str, Any]]:
         """Every label a version knew: example id -> name of the head -> answer, in names where it has classes."""
         found: dict[int, dict[str, Any]] = {}
-        for place, spec in enumerate(self._versions.info(version).specs):
-            for i, target in self._versions.labels(version, place).items():
+        of_heads = zip(self._versions.info(version).specs, self._versions.labels_of_heads(version), strict=True)
+        for spec, targets in of_heads:
+            for i, target in targets.items():
                 found.setdefault(i, {})[spec.name] = spec.said(target)
         return found
 

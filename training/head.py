@@ -24,6 +24,7 @@ from uncertainty.linear_head import Minimum, find_minimum
 from .errors import TrainingDiverged
 from .linear import Floats, Head, log_softmax
 from .space import Space
+from .wide_space import WideSpace
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -69,7 +70,7 @@ def fit_head(
     features: NDArray[np.floating],
     labels: Sequence[int] | Ints,
     classes: int,
-    space: Space,
+    space: Space | WideSpace,
     *,
     weights: Sequence[float] | Doubles | None = None,
     groups: Callable[[], Ints] | None = None,
@@ -98,7 +99,7 @@ def fit_head(
 def fit_label_head(
     features: NDArray[np.floating],
     labels: Flags,
-    space: Space,
+    space: Space | WideSpace,
     *,
     weights: Sequence[float] | Doubles | None = None,
     groups: Callable[[], Ints] | None = None,
@@ -183,7 +184,7 @@ def _fit(
     family: _Family,
     features: NDArray[np.floating],
     y: Targets,
-    space: Space,
+    space: Space | WideSpace,
     *,
     weights: Sequence[float] | Doubles | None,
     groups: Callable[[], Ints] | None,
@@ -192,7 +193,7 @@ def _fit(
 ) -> HeadFit:
     n = len(y)
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
-    z = space.coordinates(features) if n else np.empty((0, space.axes.shape[1]), np.float32)
+    z = space.coordinates(features) if n else np.empty((0, space.size), np.float32)
     if not (np.isfinite(z).all() and np.isfinite(w).all()):
         raise TrainingDiverged(0, float("nan"))
 

@@ -18,12 +18,15 @@ from .embedding_table import as_ids
 from .errors import DataError
 from .head import HeadFit, Start, fit_head, fit_label_head
 from .head_measures import as_array, metrics_of
+from .inputs import InputSchema, InputTable
+from .linear import Head
 from .number_head import fit_number_head
 from .pool_labels import error_ranking
 from .pool_view import SELECTION_DIMS, PoolView
 from .space import Space
-from .targets import HeadLabels, Target
-from .version_values import FitState, HeadContent, StoredHead
+from .targets import HeadLabels, HeadSpec, Target
+from .version_values import FitState, HeadContent, HeadInfo, StoredHead
+from .wide_space import WideSpace
 
 Ids = NDArray[np.int64]
 _DUPLICATE = 0.98  # cosine above which labelled examples share a fold
@@ -56,37 +59,59 @@ def _shown(labels: HeadLabels) -> str:
     return f"a question ({name}{labels.spec.kind}) with {len(labels.spec.classes)} classes"
 
 
-def fit_heads(view: PoolView, heads: Sequence[HeadLabels], starts: Sequence[StoredHead | None]) -> list[HeadContent]:
+def fit_heads(
+    view: PoolView, heads: Sequence[HeadLabels], starts: Sequence[StoredHead | None], facts: InputTable | None
+) -> list[HeadContent]:
     """Fit each head and measure it.
 
     Args:
         heads: labels of embedded examples, as `embedded` gives them; none is needed.
         starts: of each head, where its last fit ended.
+        facts: of the whole pool.
     Raises:
         TrainingDiverged.
     """
-    return [_fit(view, labels, start) for labels, start in zip(heads, starts, strict=True)]
+    return [_fit(view, labels, start, facts) for labels, start in zip(heads, starts, strict=True)]
 
 
-def _fit(view: PoolView, labels: HeadLabels, before: StoredHead | None) -> HeadContent:
+def _fit(view: PoolView, labels: HeadLabels, before: StoredHead | None, facts: InputTable | None) -> HeadContent:
     spec = labels.spec
     weights = None if labels.weights is None else {i: labels.weights.get(i, 1.0) for i in labels.train}
     numbers = _numbers(labels) if spec.kind == "number" else {}
-    fit = _fit_by_kind(view, labels, weights, numbers, before)
-    columns = fit.head.logits(view.rows(as_ids(list(labels.audit))))
+    schema = InputSchema.learn(facts, spec.inputs)
+    encoded = schema.encode(facts, as_ids(list(labels.train)))
+    fit = _fit_by_kind(view, labels, weights, numbers, before, encoded if schema.fields else None)
+    head, extra = _split(fit, view.space().width, spec) if schema.fields else (fit.head, None)
+    audited = as_ids(list(labels.audit))
+    info = HeadInfo(spec, 0, "", {}, head.temperature, None, numbers, schema)
+    stored = StoredHead(
+        info, head, FitState(fit.regularisation, fit.regularisation_labels, fit.temperature_labels), extra
+    )
+    columns = stored.with_inputs(head.logits(view.rows(audited)), schema.encode(facts, audited))
     truth = as_array(spec, list(labels.audit.values()))
-    metrics = metrics_of(output_of(spec, fit.head, columns, numbers), truth)
+    metrics = metrics_of(output_of(spec, head, columns, numbers), truth)
     return HeadContent(
         spec,
-        fit.head,
-        FitState(fit.regularisation, fit.regularisation_labels, fit.temperature_labels),
+        head,
+        stored.state,
         labels.train,
         weights,
         labels.audit,
         metrics | {"nll_out_of_fold": fit.nll_out_of_fold},
-        error_ranking(view, columns, fit.head.temperature, labels) if spec.kind == "single" else None,
+        error_ranking(view, columns, head.temperature, labels) if spec.kind == "single" else None,
         numbers,
+        schema,
+        extra,
     )
+
+
+def _split(fit: HeadFit, width: int, spec: HeadSpec) -> tuple[Head, NDArray[np.float32]]:
+    """The head of the picture, and what encoded facts add to its columns, see `StoredHead.with_inputs`."""
+    weight = fit.head.weight
+    extra = np.concatenate([weight[width:], np.zeros((1, weight.shape[1]), np.float32)])
+    if spec.kind == "number" and fit.regularisation_labels:  # with few labels nothing but their mean is told
+        extra[-1, 1] = 1 / fit.regularisation
+    return Head(np.ascontiguousarray(weight[:width]), fit.head.bias, fit.head.temperature), extra
 
 
 def _fit_by_kind(
@@ -95,20 +120,33 @@ def _fit_by_kind(
     weights: Mapping[int, float] | None,
     numbers: Mapping[str, float],
     before: StoredHead | None,
+    encoded: NDArray[np.float32] | None,
 ) -> HeadFit:
-    space, kind = view.space(), labels.spec.kind
+    kind, picture = labels.spec.kind, view.space()
     features = view.rows(as_ids(list(labels.train)))
     targets = as_array(labels.spec, list(labels.train.values()))
+    space: Space | WideSpace = picture
+    start = before.head if before else None
+    wide = features
+    if encoded is not None:
+        space = WideSpace(picture, encoded.shape[1])
+        wide = np.concatenate([features.astype(np.float32), encoded], axis=1)
+        if before is not None and start is not None:
+            same = before.extra is not None and len(before.extra) == encoded.shape[1] + 1
+            added = (
+                before.extra[:-1] if same and before.extra is not None else np.zeros((encoded.shape[1], start.classes))
+            )
+            start = Head(np.concatenate([start.weight, added.astype(np.float32)]), start.bias, start.temperature)
     shared: dict[str, Any] = {
         "weights": None if weights is None else list(weights.values()),
-        "groups": lambda: _groups(space, features),
-        "start": None if before is None else Start(before.head, **vars(before.state)),
+        "groups": lambda: _groups(picture, features),
+        "start": None if before is None or start is None else Start(start, **vars(before.state)),
     }
     if kind == "multiple":
-        return fit_label_head(features, targets, space, **shared)
+        return fit_label_head(wide, targets, space, **shared)
     if kind == "number":
-        return fit_number_head(features, targets, (numbers["low"], numbers["high"]), space, **shared)
-    return fit_head(features, targets, len(labels.spec.classes), space, **shared)
+        return fit_number_head(wide, targets, (numbers["low"], numbers["high"]), space, **shared)
+    return fit_head(wide, targets, len(labels.spec.classes), space, **shared)
 
 
 def _numbers(labels: HeadLabels) -> dict[str, float]:

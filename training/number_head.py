@@ -10,7 +10,8 @@ likeliest.
 
 Of A the r longest directions are kept and the rest is taken as the prior, which makes far examples look a little less
 known than they are, out of fold and afterwards alike. All that is needed then is linear in the embedding: the columns
-of the head are the mean, 1/n + |z|^2 / lambda, and the r parts whose squares are taken off that.
+of the head are the mean, 1/n + |z|^2 / lambda, and the r parts whose squares are taken off that. (Of encoded facts
+beside the picture the squared length is not linear: whoever uses the head adds it over lambda to the second column.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .errors import TrainingDiverged
 from .head import DEFAULT_REGULARISATION, FOLDS, MIN_LABELS_FOR_FOLDS, Doubles, HeadFit, Ints, Start, grouped_folds
 from .linear import Floats, Head
 from .space import Space
+from .wide_space import WideSpace
 
 REGULARISATIONS = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 _DIRECTIONS = 64
@@ -56,7 +58,7 @@ def fit_number_head(
     features: NDArray[np.floating],
     answers: Sequence[float] | Doubles,
     bounds: tuple[float, float],
-    space: Space,
+    space: Space | WideSpace,
     *,
     weights: Sequence[float] | Doubles | None = None,
     groups: Callable[[], Ints] | None = None,
@@ -79,7 +81,7 @@ def fit_number_head(
     t = (np.asarray(answers, np.float64) - low) / (high - low)
     n = len(t)
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
-    z = space.coordinates(features) if n else np.empty((0, space.axes.shape[1]), np.float32)
+    z = space.coordinates(features) if n else np.empty((0, space.size), np.float32)
     if not (np.isfinite(z).all() and np.isfinite(w).all() and np.isfinite(t).all()):
         raise TrainingDiverged(0, float("nan"))
     lam = start.regularisation if start else DEFAULT_REGULARISATION
@@ -109,7 +111,7 @@ def fit_number_head(
     return HeadFit(_head(ridge, space, noise), lam, lam_labels, noise_labels, nll)
 
 
-def _head(ridge: _Ridge, space: Space, noise: float) -> Head:
+def _head(ridge: _Ridge, space: Space | WideSpace, noise: float) -> Head:
     """The columns as weights for unit rows."""
     columns = np.column_stack([ridge.weight, -2 * ridge.centre / ridge.lam, ridge.directions])
     bias = np.concatenate(
@@ -120,10 +122,9 @@ def _head(ridge: _Ridge, space: Space, noise: float) -> Head:
         ]
     )
     weight, folded = space.fold(columns, bias)
-    # The squared length of a row, which is linear too: unit rows u have |u - m|^2 = 1 - 2 u'm + |m|^2.
-    length = space.scale**2 / ridge.lam
-    weight[:, 1] -= (2 * length * space.mean).astype(np.float32)
-    folded[1] += np.float32(length * (1 + float(space.mean @ space.mean)))
+    length, constant = space.squared_length()
+    weight[:, 1] += (length / ridge.lam).astype(np.float32)
+    folded[1] += np.float32(constant / ridge.lam)
     return Head(weight, folded, noise)
 
 

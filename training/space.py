@@ -57,6 +57,17 @@ class Space:
         """D."""
         return int(self.axes.shape[0])
 
+    @property
+    def size(self) -> int:
+        """R."""
+        return int(self.axes.shape[1])
+
+    def squared_length(self) -> tuple[NDArray[np.float64], float]:
+        """(weight [D], bias) with u @ weight + bias = |coordinates of u|^2 for unit rows u, up to what lies outside the
+        axes: |u - m|^2 = 1 - 2 u'm + |m|^2."""
+        mean = self.mean.astype(np.float64)
+        return -2 * self.scale**2 * mean, self.scale**2 * (1 + float(mean @ mean))
+
     def coordinates(self, features: NDArray[np.floating]) -> Floats:
         """[n, D] raw embeddings -> [n, R]."""
         rows = unit_rows(features)

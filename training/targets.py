@@ -28,6 +28,7 @@ class HeadSpec:
     low: float | None = None  # of a number; None: what was answered tells
     high: float | None = None
     step: float | None = None  # between two numbers that can be answered, counted from `low` or 0; None: any can
+    inputs: tuple[str, ...] = ()  # facts beside the picture that the answer may depend on, by name
 
     def record(self) -> dict[str, Any]:
         """As JSON values, without what is as in the first releases, whose versions hold one nameless single head."""
@@ -36,6 +37,8 @@ class HeadSpec:
             found["name"] = self.name
         if self.kind != "single":
             found["kind"] = self.kind
+        if self.inputs:
+            found["inputs"] = list(self.inputs)
         limits = {"low": self.low, "high": self.high, "step": self.step}
         return found | {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -49,6 +52,7 @@ class HeadSpec:
             record.get("low"),
             record.get("high"),
             record.get("step"),
+            tuple(record.get("inputs", ())),
         )
 
     def answers_as(self, other: HeadSpec) -> bool:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .inputs import InputSchema
 from .linear import Floats, Head
 from .quality import ErrorRanking
 from .targets import HeadSpec, Target
 
 Arrays = dict[str, NDArray[np.float32]]
+_NO_INPUTS = InputSchema()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class HeadInfo:
     temperature: float
     error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
     numbers: Mapping[str, float] = field(default_factory=dict)  # what its kind needs beside the weights
+    schema: InputSchema = _NO_INPUTS  # how the facts are encoded that it looks at
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class HeadContent:
     metrics: dict[str, float | None]
     error_ranking: ErrorRanking | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    schema: InputSchema = _NO_INPUTS
+    extra: Floats | None = None  # [E + 1, K], see `with_inputs`; None without facts
 
     def record(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
@@ -70,6 +75,7 @@ class HeadContent:
             "temperature": self.head.temperature,
             "state": vars(self.state),
             **({"numbers": dict(self.numbers)} if self.numbers else {}),
+            **({"schema": self.schema.record()} if self.schema.fields else {}),
         }
 
     def stored_labels(self) -> dict[str, Any]:
@@ -82,7 +88,8 @@ class HeadContent:
 
     def arrays(self, place: int) -> Arrays:
         """By name; `place` of the head in its version."""
-        return {_named("weight", place): self.head.weight, _named("bias", place): self.head.bias}
+        found = {_named("weight", place): self.head.weight, _named("bias", place): self.head.bias}
+        return found if self.extra is None else found | {_named("extra", place): self.extra}
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,15 @@ class StoredHead:
     info: HeadInfo
     head: Head
     state: FitState
+    extra: Floats | None = None  # as in `HeadContent`
+
+    def with_inputs(self, columns: Floats, encoded: Floats) -> Floats:
+        """The columns [n, K] that the picture gives with what the facts [n, E] add: each encoded column, and the square
+        of their length, which the spread of a number needs."""
+        if self.extra is None:
+            return columns
+        square = np.einsum("ne,ne->n", encoded, encoded)[:, None]
+        return columns + np.concatenate([encoded, square], axis=1) @ self.extra
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,8 @@ class VersionInfo:
     source: dict[str, Any] = field(default_factory=dict)  # what the caller wanted remembered
     error_ranking: ErrorRanking | None = None  # which confidence ranks errors best; None where nothing can be said
     spec: HeadSpec | None = None  # of the first head; None: of one class, without a name
-    numbers: Mapping[str, float] = field(default_factory=dict)  # of the first head, see HeadInfo
+    numbers: Mapping[str, float] = field(default_factory=dict)  # with the schema, of the first head: see HeadInfo
+    schema: InputSchema = _NO_INPUTS
     others: tuple[HeadInfo, ...] = ()
 
     @property
@@ -125,6 +142,7 @@ class VersionInfo:
             self.temperature,
             self.error_ranking,
             self.numbers,
+            self.schema,
         )
         return (first, *self.others)
 
@@ -135,8 +153,8 @@ class VersionInfo:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it asks one question with one answer of several classes."""
-        return not self.others and self.specs[0].kind == "single"
+        """Whether it asks one question with one answer of several classes, of the picture alone."""
+        return not self.others and self.specs[0].kind == "single" and not self.schema.fields
 
 
 @dataclass(frozen=True)
@@ -147,11 +165,12 @@ class StoredVersion:
     head: Head
     state: FitState
     others: tuple[StoredHead, ...] = ()
+    extra: Floats | None = None
 
     @property
     def heads(self) -> tuple[StoredHead, ...]:
         """All of them, at least one."""
-        return (StoredHead(self.info.heads[0], self.head, self.state), *self.others)
+        return (StoredHead(self.info.heads[0], self.head, self.state, self.extra), *self.others)
 
     @functools.cached_property
     def joint(self) -> Head:
@@ -185,6 +204,8 @@ class VersionContent:
     error_ranking: ErrorRanking | None = None
     spec: HeadSpec | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    schema: InputSchema = _NO_INPUTS
+    extra: Floats | None = None
     others: tuple[HeadContent, ...] = ()
 
     @classmethod
@@ -207,6 +228,8 @@ class VersionContent:
             error_ranking=first.error_ranking,
             spec=first.spec,
             numbers=first.numbers,
+            schema=first.schema,
+            extra=first.extra,
             others=tuple(others),
         )
 
@@ -223,6 +246,8 @@ class VersionContent:
             self.metrics,
             self.error_ranking,
             self.numbers,
+            self.schema,
+            self.extra,
         )
         return (first, *self.others)
 
@@ -250,6 +275,7 @@ def to_info(manifest: Mapping[str, Any]) -> VersionInfo:
         error_ranking=first.error_ranking,
         spec=first.spec,
         numbers=first.numbers,
+        schema=first.schema,
         others=tuple(others),
     )
 
@@ -264,13 +290,16 @@ def read_info(record: Mapping[str, Any]) -> HeadInfo:
         temperature=record["temperature"],
         error_ranking=ErrorRanking.of(record.get("error_ranking")),
         numbers=record.get("numbers", {}),
+        schema=InputSchema.of(record.get("schema", ())),
     )
 
 
 def read_head(record: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]], place: int) -> StoredHead:
     """A head from its record and the arrays of its version. Raises KeyError: an array is missing."""
     head = Head(arrays[_named("weight", place)], arrays[_named("bias", place)], float(record["temperature"]))
-    return StoredHead(read_info(record), head, FitState(**record["state"]))
+    info = read_info(record)
+    extra = arrays[_named("extra", place)] if info.schema.fields else None
+    return StoredHead(info, head, FitState(**record["state"]), extra)
 
 
 def read_labels(spec: HeadSpec, stored: Mapping[str, Any]) -> dict[str, dict[int, Target]]:

@@ -131,7 +131,7 @@ class VersionStore:
             first, *others = (read_head(record, arrays, place) for place, record in enumerate(records_of(manifest)))
         except (SafetensorError, KeyError) as error:
             raise CheckpointCorrupt(str(path), "tensors weight and bias", str(error)) from error
-        return StoredVersion(to_info(manifest), first.head, first.state, tuple(others))
+        return StoredVersion(to_info(manifest), first.head, first.state, tuple(others), first.extra)
 
     def write_verdict(self, version: str, verdict: Verdict) -> None:
         """Keep what the gate decided beside the version; it is not part of its content."""
@@ -154,8 +154,11 @@ class VersionStore:
         Args:
             place: of the head.
         """
-        stored = self._stored_labels(version)[place]
-        return stored["labels"] | stored["audit"]
+        return self.labels_of_heads(version)[place]
+
+    def labels_of_heads(self, version: str) -> list[dict[int, Target]]:
+        """As `labels`, of each head."""
+        return [stored["labels"] | stored["audit"] for stored in self._stored_labels(version)]
 
     def audit_labels(self, version: str, place: int = 0) -> dict[int, Target]:
         """The labels a head was measured with, as `labels`."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backend.errors import UnsupportedLabelConfig
-from backend.heads import asked_the_same, asking_of, shown_answers, specs_of
+from backend.heads import asked_the_same, asking_of, inputs_of, shown_answers, specs_of
 from backend.label_book import LabelBook
 from backend.labeling_config import parse
 from backend.labels import answers_all, is_shown, reduce_all
@@ -17,6 +17,7 @@ from backend.order import read_order
 from backend.overview import accuracy_sentence, project_overview, question_sentences
 from backend.predictor import Predictor
 from backend.refresh import SERVED_FILE
+from backend.wire import fact
 from training import api
 
 FACES = """<View><Image name="img" value="$image"/>
@@ -285,3 +286,63 @@ def test_the_pick_of_a_label_tells_which_question_was_worth_most(faces):
 def test_a_project_of_one_question_speaks_as_it_did():
     assert question_sentences(None) == ()
     assert accuracy_sentence(None).startswith("no model yet")
+
+
+# ---------------------------------------------------------------------- facts beside the picture
+def test_the_fields_that_a_question_looks_at_are_read_from_its_tag():
+    xml = FACES.replace('name="subject"', 'name="subject" model_inputs="age, site.name,age"')
+    config = parse(xml)
+    assert inputs_of(config) == ("age", "site.name")
+    assert [spec.inputs for spec in specs_of(config)] == [("age", "site.name"), ()]
+    with pytest.raises(UnsupportedLabelConfig, match="names of data fields"):
+        parse(FACES.replace('name="subject"', 'name="subject" model_inputs=" , "'))
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ({"age": 30}, 30),
+        ({"age": "x" * 500}, "x" * 100),
+        ({"age": True}, True),
+        ({"age": {"years": 3}}, None),
+        ({"age": float("inf")}, None),
+        ({}, None),
+        ("no object", None),
+    ],
+)
+def test_a_fact_is_a_short_text_a_number_or_a_truth_value(data, found):
+    assert fact(data, "age") == found
+
+
+def test_facts_are_listed_with_the_tasks_learnt_and_listed_anew_when_others_are_wanted(faces):
+    from backend.pool_sync import PoolSync
+
+    def listed(project_id, after_id=0):
+        rows = [{"id": t, "data": {"image": "x", "who": "ab"[t % 2], "age": t}} for t in faces.tasks if t > after_id]
+        asked.append((after_id, len(rows)))
+        return iter(rows)
+
+    asked = []
+    faces.ls.tasks = listed
+    xml = FACES.replace('name="subject"', 'name="subject" model_inputs="who"')
+    faces.ls.served = replace(faces.ls.served, label_config=xml)
+    faces.start()
+    desk = faces.refresher.desk
+    for task in range(1, 41):
+        faces.ls.label(task)
+    faces.refresh(*range(1, 41))
+    assert "tasks" in faces.state.flags(5)  # the list lacks the field: the slow path is asked for it
+    without = desk.model.newest()
+    PoolSync(desk).list_tasks(all_again=False)
+    assert desk.files.tasks().facts == (tuple("ab"[t % 2] for t in faces.tasks),)
+    faces.refresh()
+    newest = desk.model.newest()
+    assert newest.generation == without.generation + 1
+    assert newest.heads[0].schema.columns == ("who=a", "who=b", "who=other", "who missing")
+    found = desk.model.predict_heads(newest.id, list(faces.tasks))[0]
+    np.testing.assert_array_equal(found.answer, [t % 2 for t in faces.tasks])
+    PoolSync(desk).list_tasks(all_again=False)
+    faces.ls.served = replace(faces.ls.served, label_config=xml.replace('"who"', '"who,age"'))
+    faces.start()
+    PoolSync(faces.refresher.desk).list_tasks(all_again=False)
+    assert asked == [(0, 60), (60, 0), (0, 60)]
