@@ -36,6 +36,7 @@ class ControlOptions:
     prelabel_above: float | None = None  # calibrated confidence from which an answer is shown, 0..1; 1: never
     weight: float | None = None  # of this control among several when tasks are ordered, > 0
     inputs: tuple[str, ...] | None = None  # data fields of the task that the answer may depend on beside the picture
+    group: str | None = None  # data field: tasks with one value (a patient, a lesion) stay together in fine-tuning
 
     def or_else(self, other: ControlOptions) -> ControlOptions:
         """These options; where one is not given, that of `other`."""
@@ -67,6 +68,11 @@ def _fields(text: str) -> tuple[str, ...]:
     return names
 
 
+def _field(text: str) -> str:
+    (name,) = _fields(text)
+    return name
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise ValueError
@@ -87,6 +93,7 @@ _READERS: dict[str, tuple[Callable[[str], str | float | int | tuple[str, ...]], 
     "prelabel_above": (_share, "a probability from 0 to 1"),
     "weight": (_weight, "a number above 0"),
     "inputs": (_fields, f"up to {_MOST_INPUTS} names of data fields with commas between them"),
+    "group": (_field, "the name of one data field"),
 }
 # The convention of other backends for "drop weaker predictions" means the same thing here.
 _SYNONYMS = {"score_threshold": "prelabel_above"}

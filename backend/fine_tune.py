@@ -23,6 +23,7 @@ from training import api as training
 
 from .dispatch import Dispatcher
 from .errors import BackendError
+from .heads import group_of
 from .pool_sync import PoolSync
 from .refresh import Refresher
 from .settings import Settings
@@ -220,10 +221,19 @@ class FineTuner:
             PoolSync(self.desk).load,
             settings,
             folder,
+            groups=self._groups(),
             on_step=record.step,
             on_epoch=on_epoch,
             should_stop=self._stopped,
         )
+
+    def _groups(self) -> dict[int, str] | None:
+        """Of each task, what keeps it together with others; None where the config names no such field."""
+        tasks, name = self.desk.files.tasks(), group_of(self.desk.config)
+        if name not in tasks.inputs:
+            return None
+        values = tasks.facts[tasks.inputs.index(name)]
+        return {task: str(value) for task, value in zip(tasks.ids, values, strict=True) if value is not None}
 
     def _fit(self, heads: list[training.HeadLabels], network: str) -> str:
         newest = self.desk.model.newest()

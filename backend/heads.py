@@ -35,6 +35,17 @@ def inputs_of(config: LabelingConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for control in config.controls for name in control.options.inputs or ()))
 
 
+def group_of(config: LabelingConfig) -> str | None:
+    """Data field whose values keep tasks together in fine-tuning: the first that a control names."""
+    return next((control.options.group for control in config.controls if control.options.group), None)
+
+
+def fields_of(config: LabelingConfig) -> tuple[str, ...]:
+    """All data fields that are read beside the picture."""
+    group = group_of(config)
+    return tuple(dict.fromkeys((*inputs_of(config), *((group,) if group else ()))))
+
+
 def asked_the_same(fitted: Sequence[training.HeadSpec], wanted: Sequence[training.HeadSpec]) -> bool:
     """Whether a version that was fitted for some questions answers these."""
     return len(fitted) == len(wanted) and all(w.answers_as(f) for f, w in zip(fitted, wanted, strict=True))

@@ -10,7 +10,7 @@ import structlog
 from training import api as training
 
 from .errors import ImageUnavailable
-from .heads import inputs_of
+from .heads import fields_of
 from .project import ProjectDesk, Tasks
 from .wire import fact, image_uri
 
@@ -31,7 +31,7 @@ class PoolSync:
         Raises: LabelStudioUnavailable, LabelStudioRejected, UnsupportedLabelConfig.
         """
         desk = self.desk
-        key, names = desk.config.image_key, inputs_of(desk.config)
+        key, names = desk.config.image_key, fields_of(desk.config)
         known = desk.files.tasks()
         if all_again or (known.image_key, known.inputs) != (key, names):
             known = Tasks(key, (), (), names, ((),) * len(names))

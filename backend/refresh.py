@@ -16,7 +16,7 @@ import structlog
 from training import api as training
 
 from .errors import BackendError, UnsupportedLabelConfig
-from .heads import answers_in_names, asked_the_same, asking_of, inputs_of, shown_answers, specs_of
+from .heads import answers_in_names, asked_the_same, asking_of, fields_of, inputs_of, shown_answers, specs_of
 from .label_book import LabelBook
 from .labeling_config import LabelingConfig
 from .order import Order, from_ranking, read_order, write_order
@@ -91,7 +91,7 @@ class Refresher:
         config = self._config()
         if desk.files.tasks().image_key not in ("", config.image_key):
             state.record(desk.id, text="the config shows another data key", flags=["tasks"])
-        elif desk.files.tasks().ids and desk.files.tasks().inputs != inputs_of(config):
+        elif desk.files.tasks().ids and desk.files.tasks().inputs != fields_of(config):
             state.record(desk.id, text="the config looks at other data fields", flags=["tasks"])
         self.book.sync(state, desk.workshop.ls, config)
         self.picks.note(self.book.annotations, time.time())

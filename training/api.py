@@ -288,6 +288,7 @@ class ProjectModel:
             load,
             settings,
             folder,
+            facts=self._facts() if any(labels.spec.inputs for labels in heads) else None,
             groups=groups,
             on_step=on_step,
             on_epoch=on_epoch,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import tuning
 from .embedding_table import as_ids
 from .errors import NoTrainableExamples
+from .inputs import InputSchema, InputTable
 from .pool_view import SELECTION_DIMS, PoolView
 from .representation import Representation, Representations
 from .targets import HeadLabels, HeadSpec, Target
@@ -55,6 +56,7 @@ def fine_tune(
     settings: tuning.TuneSettings,
     folder: Path,
     *,
+    facts: InputTable | None = None,
     groups: Mapping[int, str] | None = None,
     on_step: tuning.OnStep = lambda step: None,
     on_epoch: tuning.OnEpoch = lambda epoch: None,
@@ -66,6 +68,7 @@ def fine_tune(
         heads: what is trained on; audit labels are left out.
         examples: of the pool; those without a label are not looked at.
         folder: of this run: checkpoints, and in the end the network. A run that was killed goes on from here.
+        facts: of the whole pool; heads that name some look at them through FiLM.
         groups: example id -> group that is not split between training and stopping; near-duplicates without it.
     Raises:
         NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory.
@@ -90,12 +93,16 @@ def fine_tune(
     labelled = tuning.Examples(
         as_ids(ids),
         {head_name(labels.spec): answers_of(labels, ids) for labels in asked},
-        {},
+        {
+            head_name(labels.spec): InputSchema.learn(facts, labels.spec.inputs).encode(facts, as_ids(ids))
+            for labels in asked
+            if labels.spec.inputs and facts is not None
+        },
         _groups(view, ids, groups),
     )
     tuned = tuning.tune(
         start,
-        [head_of(labels.spec) for labels in asked],
+        [head_of(labels.spec, facts is not None) for labels in asked],
         labelled,
         pictures,
         settings,
@@ -125,9 +132,11 @@ def head_name(spec: HeadSpec) -> str:
     return spec.name or "label"
 
 
-def head_of(spec: HeadSpec) -> tuning.HeadSpec:
-    """The question as fine-tuning asks it."""
-    return tuning.HeadSpec(head_name(spec), "ordinal" if spec.kind == "ordered" else spec.kind, spec.classes)
+def head_of(spec: HeadSpec, with_facts: bool) -> tuning.HeadSpec:
+    """The question as fine-tuning asks it; the facts that it names come as one input under its own name."""
+    name = head_name(spec)
+    kind = "ordinal" if spec.kind == "ordered" else spec.kind
+    return tuning.HeadSpec(name, kind, spec.classes, inputs=(name,) if spec.inputs and with_facts else ())
 
 
 def answers_of(labels: HeadLabels, ids: Sequence[int]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,3 +212,15 @@ def test_half_a_line_of_a_dying_machine_costs_only_itself(tuning):
         file.write(json.dumps({"at": 1})[:5])
     assert len(tuning.files.outcomes()) == 1
     assert "Last fine-tuning" in fine_tune.tuning_sentence(tuning.refresher.desk.home, True, 20)
+
+
+def test_tasks_of_one_patient_are_told_to_stay_together(tuning):
+    tasks = tuning.refresher.desk.files.tasks()
+    tuner = FineTuner(tuning.refresher, tuning.jobs, lambda done, total, what: None)
+    assert tuner._groups() is None
+    xml = tuning.ls.served.label_config.replace('name="cls"', 'name="cls" model_group="who"')
+    tuning.refresher.desk.project = replace(tuning.refresher.desk.project, label_config=xml)
+    who = tuple(None if task == 3 else f"p{task // 2}" for task in tasks.ids)
+    tuning.refresher.desk.files.write_tasks(replace(tasks, inputs=("who",), facts=(who,)))
+    found = tuner._groups()
+    assert found[4] == found[5] == "p2" and 3 not in found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backend.errors import UnsupportedLabelConfig
-from backend.heads import asked_the_same, asking_of, inputs_of, shown_answers, specs_of
+from backend.heads import asked_the_same, asking_of, fields_of, group_of, inputs_of, shown_answers, specs_of
 from backend.label_book import LabelBook
 from backend.labeling_config import parse
 from backend.labels import answers_all, is_shown, reduce_all
@@ -296,6 +296,15 @@ def test_the_fields_that_a_question_looks_at_are_read_from_its_tag():
     assert [spec.inputs for spec in specs_of(config)] == [("age", "site.name"), ()]
     with pytest.raises(UnsupportedLabelConfig, match="names of data fields"):
         parse(FACES.replace('name="subject"', 'name="subject" model_inputs=" , "'))
+
+
+def test_the_field_that_keeps_tasks_together_is_read_but_not_learnt_from():
+    config = parse(FACES.replace('name="subject"', 'name="subject" model_inputs="age" model_group="patient"'))
+    assert (inputs_of(config), group_of(config), fields_of(config)) == (("age",), "patient", ("age", "patient"))
+    assert all("patient" not in spec.inputs for spec in specs_of(config))
+    assert group_of(parse(FACES)) is None
+    with pytest.raises(UnsupportedLabelConfig, match="name of one data field"):
+        parse(FACES.replace('name="subject"', 'name="subject" model_group="a,b"'))
 
 
 @pytest.mark.parametrize(

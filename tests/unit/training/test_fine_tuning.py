@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from training import api
 from training.backbones import feature_extractor
 from training.errors import NoTrainableExamples
+from training.fine_tuning import answers_of, head_of
 
 NAMES = tuple("0123456789")
 POOL = 120
@@ -176,3 +177,45 @@ def test_groups_that_people_gave_are_kept_whole(project, monkeypatch):
     together = [{int(i) // 10 for i in labelled.ids[labelled.groups == group]} for group in set(labelled.groups)]
     assert len(together) == 7 and all(len(tens) == 1 for tens in together)
     assert not set(labelled.ids.tolist()) & project.audit.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "targets", "expected"),
+    [
+        ("single", ("a", "b"), {2: 1}, [-1, 1, -1]),
+        ("ordered", ("1", "2", "3"), {1: 2, 3: 0}, [2, -1, 0]),
+        ("number", (), {2: 2.5}, [np.nan, 2.5, np.nan]),
+        ("multiple", ("a", "b", "c"), {1: (), 3: (0, 2)}, [[0, 0, 0], [np.nan] * 3, [1, 0, 1]]),
+    ],
+)
+def test_answers_of_every_kind_say_what_is_known_and_what_is_not(kind, classes, targets, expected):
+    labels = api.HeadLabels(api.HeadSpec("q", kind, classes), targets, {})
+    np.testing.assert_array_equal(answers_of(labels, [1, 2, 3]), np.array(expected))
+    asked = head_of(labels.spec, with_facts=True)
+    assert (asked.name, asked.width) == ("q", {"number": 1}.get(kind, len(classes)))
+
+
+def test_facts_that_a_question_names_come_with_its_examples(project, monkeypatch):
+    from training import fine_tuning
+
+    seen = []
+
+    def look(start, heads, labelled, *rest, **more):
+        seen.append((heads, labelled))
+
+    monkeypatch.setattr(fine_tuning.tuning, "tune", look)
+    ids = [example.example_id for example in project.examples]
+    project.model.write_inputs(ids, {"age": [None if i % 4 == 0 else i for i in ids]})
+    spec = api.HeadSpec("digit", "single", NAMES, inputs=("age",))
+    with pytest.raises(AttributeError):  # what stands in returns nothing
+        project.model.fine_tune(
+            [api.HeadLabels(spec, project.train, project.audit)],
+            project.examples,
+            project.load,
+            project.settings,
+            project.folder,
+        )
+    ((head,), labelled) = seen[0]
+    assert head.inputs == ("digit",)
+    assert labelled.inputs["digit"].shape == (60, 2)  # the age, and whether it is missing
+    assert (labelled.inputs["digit"][:, 1] > 0).sum() == 15  # centred over the pool
