@@ -63,3 +63,16 @@ def test_the_penalty_is_the_one_that_does_best_on_the_held_out_examples(monkeypa
     monkeypatch.setattr(probe, "_RIDGES", (max(probe._RIDGES),))
     strongest, _ = fitted(spec, values, held_out=held)
     assert torch.allclose(chosen, strongest)
+
+
+def test_a_feature_that_was_the_same_in_all_examples_says_little_when_it_first_varies():
+    x = np.column_stack([X, np.full(N, 3.0, np.float32)])
+    labels = (Z[:, 0] > 0).astype(int)
+    spec = HeadSpec("a", "single", ("x", "y"))
+    loss = HeadLoss.of(spec, Targets(np.eye(2, dtype=np.float32)[labels], np.ones(N, bool)), "plain", 0.0)
+    torch.manual_seed(0)
+    net = TunedNet(torch.nn.Identity(), D + 1, [spec], {})
+    wanted = {"a": torch.from_numpy(np.eye(2, dtype=np.float32)[labels])}
+    fit_heads(net, [loss], torch.from_numpy(x), wanted, {"a": torch.full((N,), 1 / N)}, None)
+    weights = net.heads[0].weight.detach().abs()
+    assert weights[:, D].max() < 0.1 * weights[:, 0].max()
