@@ -26,8 +26,10 @@ class TuneSettings:
 
     # Steps
     batch_size: int = 32  # examples of one update; what does not fit in memory is accumulated
-    lr_head: float = 1e-3
-    lr_trunk: float = 3e-4  # of its last layer; heads are fresh and may move faster
+    # With three times the trunk's, 400 labels of HAM10000 ended at a held-out loss of .90 instead of .77 (one seed).
+    # Heads that were fitted first need no faster rate than the trunk. From nothing, take ten times as much.
+    lr_head: float = 1e-4
+    lr_trunk: float = 1e-4  # of its last layer
     layer_decay: float = 0.1  # learning rate of the first layer, relative to the trunk's last: edges stay edges
     warm_up: float = 0.1  # share of the steps in which the learning rate rises from nothing
     weight_decay: float = 0.05  # not on biases and norms

@@ -56,4 +56,5 @@ def settings():
         accelerator="cpu",
         precision="32",
         lr_trunk=1e-3,
+        lr_head=1e-3,
     )

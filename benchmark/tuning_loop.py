@@ -1,0 +1,237 @@
+"""The whole loop on HAM10000, replayed: labels chosen on frozen features, then the network tuned on them.
+
+    python -m benchmark.features --data FOLDER --names ham10000
+    python -m benchmark.tuning_loop run --data FOLDER --seeds 3 --size 96 --epochs 20
+    python -m benchmark.tuning_loop table
+
+For each seed a fifth of the lesions is the test set. Of the others `auto` and random order buy labels (the product's
+ranking and head, `training.simulate`, a tenth of the labels in the audit slice, which is never trained on), the network
+is tuned on what was bought, and beside it on all labels. Rows go to `results/tuning/loop.csv`; what is there is not run
+again, and a killed run goes on after its last whole epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from training.backbones import Backbone
+from training.simulate import Ground, Oracle, Plan, replay
+from training.tuning import Epoch, Pictures, Tuned, TuneSettings, load, predict, tune
+from uncertainty.calibration import expected_calibration_error
+from uncertainty.selective import aurc
+
+from . import tuning
+from .tuning import CLASSES, HEAD, Ham, backbone, examples, ham10000, pictures_of, split
+
+ROWS = Path(__file__).parent / "results" / "tuning" / "loop.csv"
+TABLE = Path(__file__).parent / "results" / "tuning" / "loop.md"
+ORDERS = ("auto", "random")
+SHARES = (0.05, 0.1, 0.2)  # of the pool that is bought
+BATCH = 50
+SETTINGS: TuneSettings = tuning.BY_OBJECT
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What all runs of one call share."""
+
+    ham: Ham
+    features: NDArray[np.float16]  # [N, D], rows as in the metadata
+    pictures: Pictures
+    start: Backbone
+    size: int
+    epochs: int
+    threads: int
+    work: Path
+
+    def bought(self, seed: int, order: str) -> dict[float, tuple[Ids, Ids]]:
+        """Share of the pool -> (rows trained on, rows in the audit slice)."""
+        pool, _, test = split(self.ham, 1.0, seed)
+        ground = Ground.of(self._oracle(pool), self._oracle(test), seed)
+        budgets = {round(share * len(pool)): share for share in SHARES}
+        plan = Plan(order, BATCH, max(budgets), seed, first=BATCH)
+        found = {}
+        for state in replay(ground, plan):
+            # A round may step over a budget: the first one at or above it counts, and its number is what is told.
+            for budget in [b for b in budgets if b <= state.labels]:
+                found[budgets.pop(budget)] = (pool[state.train], pool[state.measured])
+        return found
+
+    def _oracle(self, rows: Ids) -> Oracle:
+        return Oracle(
+            features=self.features[rows].astype(np.float32),
+            labels=self.ham.labels[rows],
+            classes=CLASSES,
+            groups=self.ham.lesions[rows],
+        )
+
+    def tuned(self, name: str, rows: Ids, seed: int, epochs: int) -> Tuned:
+        """Tune on some rows, or read what was."""
+        done = self.work / f"{name}-{seed}-{self.size}-{self.epochs}"
+        if (done / "heads.json").exists():
+            return load(done)
+        settings = replace(
+            SETTINGS, epochs=epochs, seed=seed, threads=self.threads, input_size=self.size, accelerator="cpu"
+        )
+        found = tune(
+            self.start,
+            [HEAD],
+            examples(self.ham, np.sort(rows), answers=True, inputs=False),
+            self.pictures,
+            settings,
+            folder=done / "run",
+            on_epoch=lambda epoch: _tell(done.name, epoch),
+        )
+        found.save(done)
+        return found
+
+    def row(self, order: str, share: float, rows: Ids, audit: int, seed: int, network: str) -> dict[str, Any]:
+        begun = time.monotonic()
+        epochs = 0 if network == "head" else self.epochs
+        found = self.tuned(f"{order}-{share:g}-{network}", rows, seed, epochs)
+        _, _, test = split(self.ham, 1.0, seed)
+        truth = self.ham.labels[test]
+        even = predict(found, self.pictures, test, uniform=True).log_probabilities["dx"].argmax(1)
+        p = np.exp(predict(found, self.pictures, test).log_probabilities["dx"].astype(np.float64))
+        p /= p.sum(1, keepdims=True)
+        recall = [float((even[truth == c] == c).mean()) for c in range(len(CLASSES))]
+        right = p.argmax(1) == truth
+        return {
+            "order": order,
+            "share": share,
+            "network": network,
+            "seed": seed,
+            "size": self.size,
+            "epochs": self.epochs,
+            "labels": len(rows) + audit,
+            "trained_on": len(rows),
+            "balanced_accuracy": float(np.mean(recall)),
+            "recall_mel": recall[CLASSES.index("mel")],
+            "accuracy": float(right.mean()),
+            "ece": expected_calibration_error(p, truth),
+            "aurc": aurc(p.max(1), right),
+            "best_epoch": found.best_epoch,
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+
+
+def run(args: argparse.Namespace) -> None:
+    data = ham10000(args.data)
+    loop = Loop(
+        data,
+        np.load(args.features / "ham10000.npz")["features"],
+        pictures_of(data, args.size),
+        backbone(args.data, args.work),
+        args.size,
+        args.epochs,
+        args.threads,
+        args.work,
+    )
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        pool, _, _ = split(data, 1.0, seed)
+        wanted: list[tuple[str, float, Ids, int]] = []
+        for order in ORDERS:
+            bought = loop.bought(seed, order)
+            wanted += [(order, share, rows, len(audit)) for share, (rows, audit) in bought.items()]
+        wanted.append(("all", 1.0, pool, 0))
+        for network in ("head", "tuned"):
+            for order, share, rows, audit in wanted:
+                key = (order, f"{share:g}", network, str(seed), str(args.size), str(args.epochs))
+                if key in {
+                    tuple(r[k] for k in ("order", "share", "network", "seed", "size", "epochs")) for r in _rows()
+                }:
+                    continue
+                found = loop.row(order, share, rows, audit, seed, network)
+                _append({k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in found.items()})
+                print({k: found[k] for k in ("order", "share", "network", "seed", "balanced_accuracy")}, flush=True)
+
+
+def table() -> str:
+    """Means over seeds; labels as a share of the pool."""
+    frame = pd.DataFrame(_rows())
+    numbers = [column for column in frame.columns if column not in ("order", "network")]
+    frame[numbers] = frame[numbers].astype(float)
+    lines = [
+        "# The loop on HAM10000, replayed",
+        "",
+        "Made by `python -m benchmark.tuning_loop table`; see it for what was run.",
+        "",
+    ]
+    for (size, epochs), part in frame.groupby(["size", "epochs"]):
+        lines += [
+            f"## {size:.0f} pixels, {epochs:.0f} epochs at most",
+            "",
+            "| labels | order | network | seeds | balanced accuracy | of all labels' | melanoma | ECE | AURC |",
+            "|---" * 9 + "|",
+        ]
+        full = part[part["order"] == "all"].set_index(["network", "seed"])["balanced_accuracy"]
+        for (share, order, network), rows in part.groupby(["share", "order", "network"]):
+            mean = rows.mean(numeric_only=True)
+            of_all = [
+                row["balanced_accuracy"] / full[(network, row["seed"])]
+                for _, row in rows.iterrows()
+                if (network, row["seed"]) in full.index
+            ]
+            lines.append(
+                f"| {share:.0%} | {order} | {network} | {len(rows)} | {mean['balanced_accuracy']:.3f} | "
+                f"{np.mean(of_all) if of_all else float('nan'):.0%} | {mean['recall_mel']:.3f} | {mean['ece']:.3f} | "
+                f"{mean['aurc']:.4f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _tell(name: str, epoch: Epoch) -> None:
+    held = "" if epoch.held_out is None else f" held out {epoch.held_out:.3f} {dict(epoch.metrics)}"
+    print(f"{name} {epoch.epoch}/{epoch.epochs}{held} {epoch.images_per_s:.0f} images/s", flush=True)
+
+
+def _rows() -> list[dict[str, str]]:
+    if not ROWS.exists():
+        return []
+    with ROWS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _append(row: dict[str, str]) -> None:
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not ROWS.exists()
+    with ROWS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--features", type=Path, default=Path("build/features"))
+    parser.add_argument("--work", type=Path, default=Path("build/tuning-loop"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.what == "table":
+        TABLE.write_text(table() + "\n", encoding="utf-8")
+        return
+    if args.data is None:
+        parser.error("run needs --data")
+    run(args)
+
+
+if __name__ == "__main__":
+    main()
