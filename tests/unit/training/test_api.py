@@ -215,7 +215,7 @@ def test_old_features_stay_in_use_until_the_new_ones_are_complete(tmp_path, fake
 
 def test_a_call_with_few_examples_does_not_hide_the_many_embedded_before(tmp_path, monkeypatch):
     model = api.ProjectModel(tmp_path, api.ModelSpec())
-    monkeypatch.setattr(api.Representations, "_open_backbone", lambda self: described(self, FakeFeatures("second")))
+    monkeypatch.setattr(api.Representations, "_backbone", lambda self: described(self, FakeFeatures("second")))
     store = EmbeddingStore(tmp_path / "pool", FakeFeatures("first"))
     store.embed(EXAMPLES, load)
     described(model._representations, FakeFeatures("first"))
