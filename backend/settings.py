@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
@@ -364,6 +365,22 @@ def _explain(error: Any, cls: type[Settings]) -> str:
     return f"{name}={error['input']!r} cannot be used ({unit}): {error['msg']}"
 
 
+def _limits(info: FieldInfo) -> str:
+    """The range of a setting in words; "" where the unit says it all."""
+    found = {
+        name: getattr(bound, name)
+        for bound in info.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(bound, name)
+    }
+    low, high = found.get("ge"), found.get("le")
+    if low is not None and high is not None:
+        return "" if (low, high) == (0, 1) else f"{low:g} to {high:g}"
+    if "gt" in found:
+        return f"above {found['gt']:g}"
+    return f"at least {low:g}" if low else ""
+
+
 def settings_table() -> list[dict[str, str]]:
     """One row per setting: names, default, unit, help; source of docs/settings.md and `askfirst settings`."""
     rows = []
@@ -373,7 +390,7 @@ def settings_table() -> list[dict[str, str]]:
             {
                 "names": ", ".join(_names(info)),
                 "default": "" if default is None else str(default),
-                "unit": str(info.json_schema_extra["unit"]),  # type: ignore[index]
+                "unit": ", ".join(filter(None, (str(info.json_schema_extra["unit"]), _limits(info)))),  # type: ignore[index]
                 "help": info.description or "",
             }
         )

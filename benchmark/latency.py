@@ -1,28 +1,42 @@
 """From a submitted annotation to a task served from an order that used it.
 
     python -m benchmark.latency --tasks 10000 --labels 100 [--flag off] [--json FILE]
+    python -m benchmark.latency --tasks 2000 --labels 200 --beside FOLDER
 
 One annotator on a real Label Studio (SQLite) labels; after each submit the clock runs until a next-task call has
 returned a task with a prediction of a version made from that label. Says where the time goes.
+
+`--beside`: a network is fine-tuned on HAM10000 in FOLDER meanwhile, at the niceness and with the threads of the worker
+that does it in the product; every second block of labels it is held up by a signal, so that both halves are measured in
+one run of one Label Studio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backend.queue_push import read_pushed
+from backend.settings import Settings
+from backend.worker import TRAIN_NICER
 
 from .live_stack import Stack, running_stack
 
 FLAG = "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"
 GIVE_UP_S = 120.0
+BLOCK = 10  # labels in a row with fine-tuning beside, then without
 
 
 def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[dict[str, float]]:
@@ -69,6 +83,44 @@ def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[
     return rows
 
 
+@contextmanager
+def fine_tuning(data: Path, work: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that does not end before we do."""
+    settings = Settings()
+    threads = max(1, (os.cpu_count() or 2) - 1)
+    command = ["nice", "-n", str(settings.nice + TRAIN_NICER), sys.executable, "-m", "benchmark.tuning", "ham"]
+    command += ["--data", str(data), "--work", str(work), "--fraction", "0.05", "--variant", "cutmix-object"]
+    command += ["--size", "128", "--epochs", "1000", "--seeds", "1", "--first-seed", "999", "--threads", str(threads)]
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=log)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+def measure_beside(
+    stack: Stack, project_id: int, labels: int, pause_s: float, data: Path, work: Path
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """(rows while nothing else runs, rows while a network is tuned), in turns."""
+    alone: list[dict[str, float]] = []
+    beside: list[dict[str, float]] = []
+    with fine_tuning(data, work) as process:
+        while b"1/1000" not in (work / "log").read_bytes():  # pictures are decoded, the first epoch is over
+            if process.poll() is not None:
+                raise SystemExit((work / "log").read_text()[-2000:])
+            time.sleep(1.0)
+        while len(beside) < labels // 2:
+            process.send_signal(signal.SIGSTOP)
+            alone += measure(stack, project_id, BLOCK, pause_s)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(2.0)
+            beside += measure(stack, project_id, BLOCK, pause_s)
+    return alone, beside
+
+
 def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Median, 95th percentile and maximum of each column, in seconds."""
     return {
@@ -96,6 +148,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--flag", choices=("on", "off"), default="on", help="Label Studio's memory-efficient import")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between an order and the next submit")
+    parser.add_argument("--beside", type=Path, help="folder with ham10000_200x150/ and weights/")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with (
@@ -120,8 +173,14 @@ def main() -> None:
             within_s=3600,
         )
         ready = time.perf_counter()
-        rows = measure(stack, project_id, args.labels, args.pause)
-        result = {
+        beside: list[dict[str, float]] = []
+        if args.beside is None:
+            rows = measure(stack, project_id, args.labels, args.pause)
+        else:
+            work = Path(folder) / "tuning"
+            work.mkdir()
+            rows, beside = measure_beside(stack, project_id, args.labels, args.pause, args.beside, work)
+        result: dict[str, Any] = {
             "tasks": args.tasks,
             "labels": args.labels,
             "import_flag": args.flag,
@@ -130,6 +189,8 @@ def main() -> None:
             "first_full_order_s": round(ready - imported, 1),
             **summary(rows),
         }
+        if beside:
+            result["beside_fine_tuning"] = summary(beside)
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -28,6 +28,7 @@ COMMANDS = (
     "versions",
     "picks",
     "promote",
+    "tune",
     "rollback",
     "settings",
     "strategies",
@@ -210,12 +211,21 @@ class FakeModel:
     def __init__(self) -> None:
         self.all = [FakeVersion("g1-a", 1.0, 10, {"accuracy": None}), FakeVersion("g2-b", 2.0, 20, {"accuracy": 0.875})]
         self.now = self.all[1]
+        self.weights = True
 
     def versions(self):
         return self.all
 
     def live(self):
         return self.now
+
+    def verdict(self, version):
+        from training.gate import Verdict
+
+        return {"g1-a": Verdict(False, "g0-x", "worse than g0-x", None)}.get(version)
+
+    def can_fine_tune(self):
+        return self.weights
 
     def promote(self, version):
         from training.errors import VersionMissing
@@ -236,17 +246,23 @@ def project(monkeypatch, tmp_path):
     from backend import worker_context
 
     log: list[object] = []
+    running: list[str] = []
     desk = SimpleNamespace(
         model=FakeModel(), home=tmp_path, files=SimpleNamespace(write_pin=lambda pin: log.append(pin))
     )
     workshop = SimpleNamespace(
         desk=lambda number: desk,
         ls=SimpleNamespace(close=lambda: None),
-        state=SimpleNamespace(record=lambda number, **what: SimpleNamespace(wake=4)),
+        state=SimpleNamespace(
+            record=lambda number, **what: SimpleNamespace(wake=4),
+            drop=lambda number, name: None,
+            put=lambda number, name, value: log.append((name, value)),
+            holder=lambda number, kind: "somebody" if running else None,
+        ),
     )
     dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
     monkeypatch.setattr(worker_context, "build", lambda settings: (workshop, dispatcher))
-    return SimpleNamespace(model=desk.model, log=log, home=tmp_path)
+    return SimpleNamespace(model=desk.model, log=log, home=tmp_path, running=running)
 
 
 def test_status_shows_what_is_known_of_the_uncertainty(project, monkeypatch):
@@ -269,7 +285,27 @@ def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
     assert lines[0].startswith("* g2-b")
     assert "0.875" in lines[0]
     assert lines[1].startswith("  g1-a")
-    assert "unknown" in lines[1]
+    assert "unknown" in lines[1] and lines[1].endswith("kept back: worse than g0-x")
+
+
+def test_fine_tuning_is_asked_for_and_stopped_by_command(project):
+    project.model.now.metrics["audit_n"] = 20.0
+    asked = run(cli.app, ["tune", "--project", "3"])
+    assert asked.exit_code == 0 and project.log == [(3, "tune", 4)]
+    idle = run(cli.app, ["tune", "--project", "3", "--cancel"])
+    assert idle.exit_code == 1 and "not being fine-tuned" in idle.output
+    project.running.append("tune")
+    assert "what is served does not change" in run(cli.app, ["tune", "--project", "3", "--cancel"]).output
+    assert project.log[-1] == ("tune_cancel", True)
+
+
+def test_what_fine_tuning_lacks_is_said(project):
+    few = run(cli.app, ["tune", "--project", "3"])
+    assert few.exit_code == 1 and "0 audit labels cannot tell" in " ".join(few.output.split())
+    project.model.weights = False
+    without = run(cli.app, ["tune", "--project", "3"])
+    assert without.exit_code == 1 and "ASKFIRST_WEIGHTS" in without.output
+    assert project.log == []
 
 
 def test_picks_are_exported_with_their_chances(project, tmp_path):

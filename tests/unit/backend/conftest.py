@@ -86,6 +86,7 @@ def loop(tmp_path, monkeypatch):
 
     class Loop:
         tasks = TASKS
+        picture = staticmethod(lambda task: picture(api.Example(task, "")))
 
         def __init__(self):
             self.ls = LabelStudioInMemory()

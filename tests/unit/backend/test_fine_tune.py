@@ -66,8 +66,8 @@ def tuning(loop, monkeypatch):
 
     monkeypatch.setattr(api.ProjectModel, "fine_tune", fine_tune_)
     loop.workshop.settings = loop.workshop.settings.model_copy(update={"tune_from": 20})
-    monkeypatch.setattr(loop.workshop.fetcher, "fetch", lambda uri, task: picture(task), raising=False)
-    monkeypatch.setattr("backend.pool_sync.PoolSync.load", lambda self, example: picture(example.example_id))
+    monkeypatch.setattr(loop.workshop.fetcher, "fetch", lambda uri, task: loop.picture(task), raising=False)
+    monkeypatch.setattr("backend.pool_sync.PoolSync.load", lambda self, example: loop.picture(example.example_id))
 
     def label(tasks):
         for task in tasks:
@@ -78,12 +78,6 @@ def tuning(loop, monkeypatch):
     loop.run = lambda: FineTuner(loop.refresher, loop.jobs, lambda done, total, what: None).run()
     loop.files = TuneFiles(loop.refresher.desk.home)
     return loop
-
-
-def picture(task):
-    from conftest import picture as of_example
-
-    return of_example(api.Example(task, ""))
 
 
 def live(loop):

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from training import api
 from training.embeddings import EmbeddingStore
 from training.errors import CheckpointCorrupt, DataError, LabelSpaceChanged, NoTrainableExamples, VersionMissing
+from training.representation import Representations
 
 ROOT = Path(__file__).parents[3]
 DIGITS = load_digits(n_class=3)
@@ -215,7 +216,7 @@ def test_old_features_stay_in_use_until_the_new_ones_are_complete(tmp_path, fake
 
 def test_a_call_with_few_examples_does_not_hide_the_many_embedded_before(tmp_path, monkeypatch):
     model = api.ProjectModel(tmp_path, api.ModelSpec())
-    monkeypatch.setattr(api.Representations, "_open_backbone", lambda self: described(self, FakeFeatures("second")))
+    monkeypatch.setattr(Representations, "_backbone", lambda self: described(self, FakeFeatures("second")))
     store = EmbeddingStore(tmp_path / "pool", FakeFeatures("first"))
     store.embed(EXAMPLES, load)
     described(model._representations, FakeFeatures("first"))
