@@ -307,7 +307,7 @@ def table() -> str:
     """Share right, and the paired difference to a network of its own, each with its 95 % interval from three folds on.
 
     By Student's t over folds and seeds, which share pictures: a little too narrow.
-    Only folds count that all variants ran on.
+    Only folds count that all variants ran on, and only seeds with all folds where there is one.
     """
     frame = pd.DataFrame(_rows())
     frame[["right", "test"]] = frame[["right", "test"]].astype(int)
@@ -327,12 +327,14 @@ def table() -> str:
             shares = (
                 part.pivot(index=["seed", "fold"], columns="way", values="share").reindex(columns=list(NAMES)).dropna()
             )
+            whole = shares[shares.groupby("seed")["frozen"].transform("count") == FOLDS]
+            shares = whole if len(whole) else shares
             if shares.empty:
                 continue
             lines += [
                 f"## {title}: {question}",
                 "",
-                f"{len(shares)} folds, drawn by {shares.index.get_level_values('seed').nunique()} seeds.",
+                f"Folds: {len(shares)}; seeds that drew them: {shares.index.get_level_values('seed').nunique()}.",
                 "",
                 "| variant | right, % | against separate |",
                 "|---|---|---|",
@@ -363,7 +365,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     if args.what == "table":
-        ROWS.with_suffix(".md").write_text(table())
+        ROWS.with_suffix(".md").write_text(table().rstrip() + "\n")
     elif args.data is None:
         parser.error("--data FOLDER is needed")
     elif unknown := set(args.split.split(",")) - set(ASKED):
