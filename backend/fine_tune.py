@@ -36,6 +36,7 @@ RUNS_KEPT = 20
 _ASK_EVERY_S = 1.0  # whether to stop: a look at Redis, between steps of a tenth of a second
 _LEASE_TRIES = 60
 _STALE_RUN_S = 86400.0  # a run begun so long ago is begun anew: its labels are old
+_MOST_STARTS = 5  # of one run; what is killed as often is killed by what it does, by its memory most likely
 
 
 class _Cancelled(Exception):
@@ -95,6 +96,16 @@ class TuneFiles:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
+    def starts(self) -> int:
+        """How often the run at hand was started; counts this one."""
+        path = self.folder / "starts"
+        try:
+            count = int(path.read_text(encoding="utf-8")) + 1
+        except (FileNotFoundError, ValueError):
+            count = 1
+        path.write_text(str(count), encoding="utf-8")
+        return count
+
     def begin(self, heads: list[training.HeadLabels]) -> Path:
         """A new run with these labels."""
         run = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
@@ -107,7 +118,8 @@ class TuneFiles:
 
     def end(self, run: Path) -> None:
         """The run is over: only its record stays, and that of the last `RUNS_KEPT`."""
-        (self.folder / "begun.json").unlink(missing_ok=True)
+        for name in ("begun.json", "starts"):
+            (self.folder / name).unlink(missing_ok=True)
         for part in ("run", "pictures", "network"):
             shutil.rmtree(run / part, ignore_errors=True)
         runs = sorted(path for path in self.folder.iterdir() if path.is_dir())
@@ -161,18 +173,28 @@ class FineTuner:
             folder, heads = found
         labels = len({task for of_head in heads for task in of_head.train})
         version: str | None = None
+        unforeseen: Exception | None = None
         try:
-            outcome, words, version = self._decided(folder, heads)
+            if self.files.starts() > _MOST_STARTS:
+                outcome, words = "failed", f"its process was killed {_MOST_STARTS} times; does it have enough memory?"
+            else:
+                outcome, words, version = self._decided(folder, heads)
         except _Cancelled:
             outcome, words = "cancelled", "it was cancelled by command"
             state.drop(desk.id, CANCEL)
         except training.TrainingError as error:
             outcome, words = "failed", str(error)
             log.warning("fine-tuning failed", project=desk.id, cause=words)
+        except BackendError:
+            raise  # Label Studio or Redis are away: the run goes on when they are back
+        except Exception as error:  # a full disk, a mistake of ours: the same would happen again at every tick
+            outcome, words, unforeseen = "failed", f"{type(error).__name__}: {error}", error
         self.files.end(folder)
         self.files.add(TuneOutcome(time.time(), labels, outcome, words, version, round(time.time() - began, 1)))
         text = f"fine-tuning on {labels} labels: {outcome}; {words}"
         state.note(desk.id, text)
+        if unforeseen is not None:
+            raise unforeseen
         return text
 
     def _decided(self, folder: Path, heads: list[training.HeadLabels]) -> tuple[str, str, str | None]:

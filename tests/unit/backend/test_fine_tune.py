@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from backend import fine_tune, jobs
+from backend.errors import LabelStudioUnavailable
 from backend.fine_tune import CANCEL, FineTuner, TuneFiles, due
 from backend.overview import project_overview
 from backend.refresh import Refresher
@@ -150,6 +151,33 @@ def test_a_failed_run_says_why_and_does_not_come_again_with_the_next_label(tunin
     assert "failed; the loss became nan" in tuning.run()
     assert live(tuning) == before and tuning.files.begun() is None
     assert not due(tuning.refresher)
+
+
+def test_what_nobody_foresaw_is_recorded_and_raised_once(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        tuning.run()
+    assert "No space left" in tuning.files.outcomes()[-1].words
+    assert tuning.files.begun() is None and not due(tuning.refresher)
+
+
+def test_while_label_studio_is_away_the_run_waits(tuning, monkeypatch):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = LabelStudioUnavailable("read labels", "it is away")
+    with pytest.raises(LabelStudioUnavailable):
+        tuning.run()
+    assert tuning.files.begun() is not None and tuning.files.outcomes() == []
+
+
+def test_a_run_whose_process_is_killed_again_and_again_is_given_up(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = KeyboardInterrupt()
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            tuning.run()
+    assert "killed 5 times" in tuning.run()
+    assert tuning.files.begun() is None
 
 
 def test_cancelled_is_cancelled(tuning):
