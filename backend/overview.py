@@ -174,7 +174,7 @@ def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]],
 
 def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
     state = workshop.state
-    found = [str(text) for name in ("problem", "trouble") if (text := state.get(project_id, name))]
+    found = [str(text) for name in ("problem", "trouble", "unknown_strategy") if (text := state.get(project_id, name))]
     kept_back = state.get(project_id, "kept_back")
     if kept_back:
         found.append(

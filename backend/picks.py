@@ -71,6 +71,7 @@ class PickLog:
         self._order: Order | None = None
         self._rows: dict[int, int] = {}  # task -> row of the order served, where something was chosen
         self._logged: dict[int, str] = {}  # task -> order of its last line
+        self._told: set[int] | None = None  # tasks whose present label has its line
         self._read_to = 0  # bytes of the log that are known
 
     # ------------------------------------------------------------------ what was labelled
@@ -84,17 +85,24 @@ class PickLog:
         offered = self._offered()
         self._look_at_served()
         self._read_on()
+        # A label has one line, however many orders still list its task; taken back and given again it has another.
+        if self._told is None or not self._logged:  # a new process, or a log that is gone
+            self._told = {task for task in self._logged if task in annotated}
+        self._told = {task for task in self._told if task in annotated}
         served = "" if self._order is None else self._order.version
         found = [
-            LabelledPick(t, at, p) for t, p in offered.items() if t in annotated and self._logged.get(t) != p.order
+            LabelledPick(t, at, p)
+            for t, p in offered.items()
+            if t in annotated and t not in self._told and self._logged.get(t) != p.order
         ]
         # The shorter of the two: a full order holds a hundred thousand tasks, a long project as many labels.
         short, long = (annotated, self._rows) if len(annotated) < len(self._rows) else (self._rows, annotated)
         for task in short:
-            if task in long and task not in offered and self._logged.get(task) != served:
+            if task in long and task not in offered and task not in self._told and self._logged.get(task) != served:
                 assert self._order is not None
                 found.append(LabelledPick(task, at, _pick(self._order, self._rows[task], served)))
         self._append(found)
+        self._told.update(line.task for line in found)
         left = {task: pick for task, pick in offered.items() if task not in annotated}
         if len(left) < len(offered):
             self._write_offered(left)

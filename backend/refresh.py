@@ -279,13 +279,28 @@ class Refresher:
                 late.append(task)
         return fresh, late
 
+    def _strategy(self) -> str:
+        """The strategy that the project asks for; that of the settings, with a word on the page, if there is none of
+        that name: a slip in a config must not stop the queue."""
+        desk, state = self.desk, self._state
+        wanted = desk.options.strategy
+        if wanted is not None:
+            try:
+                training.get_strategy(wanted)
+            except LookupError as error:
+                settings = desk.workshop.settings
+                state.put(desk.id, "unknown_strategy", f"model_strategy: {error}; {settings.strategy} orders meanwhile")
+                return settings.strategy
+        state.drop(desk.id, "unknown_strategy")
+        return wanted or desk.workshop.settings.strategy
+
     def rank(self, front: int, *, pending: list[int]) -> Order:
         """The order of all tasks that still want an annotation."""
         desk, config, settings = self.desk, self.desk.config, self.desk.workshop.settings
         fresh, late = self.unlabelled(desk.files.tasks())
         live = desk.model.live()
         fresh_set = set(fresh)
-        strategy = desk.options.strategy or settings.strategy
+        strategy = self._strategy()
         explore = settings.explore if desk.options.explore is None else desk.options.explore
         ranking = desk.model.rank(
             live.id if live else None,

@@ -78,6 +78,9 @@ class Verdict:
     comparison: Comparison | None
 
 
+ANCHOR_EACH = 2  # times the labels: then the version that goes live is what later ones are held against, too
+
+
 def decide(comparison: Comparison | None, live: str | None, *, must_gain: bool = False) -> Verdict:
     """Promote unless the candidate is worse beyond chance; without a live version there is nothing to lose.
 

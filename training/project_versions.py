@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .answers import HeadAnswers, Output, outputs_of
 from .embedding_table import as_ids
 from .errors import LabelSpaceChanged, NoTrainableExamples, VersionMissing
-from .gate import Comparison, Verdict, decide
+from .gate import ANCHOR_EACH, Comparison, Verdict, decide
 from .head_comparison import Measured, compare_sides, measure_answers, same_question
 from .inputs import InputSchema
 from .pool_view import PoolView
@@ -149,11 +150,24 @@ class ProjectVersions(ProjectPool):
             return self._versions.verdict(candidate) or decide(None, candidate)
         compared = None if live is None else self.compare_heads(candidate, live.id, heads)
         verdict = decide(compared, None if live is None else live.id, must_gain=must_gain)
+        anchor = self._versions.anchor()
+        if verdict.promoted and anchor is not None and live is not None and anchor.id not in (live.id, candidate):
+            # Many small steps, each within chance of the one before, must not lead down.
+            from_afar = decide(self.compare_heads(candidate, anchor.id, heads), anchor.id)
+            if not from_afar.promoted:
+                words = from_afar.words.replace("the live version", "an earlier version")
+                verdict = replace(from_afar, live=live.id, words=words)
         if promote or not verdict.promoted:
             self._versions.write_verdict(candidate, verdict)
         if promote and verdict.promoted:
-            self.promote(candidate)
+            self._made_live(self._versions.promote(candidate))
+            self._drop_anchor(candidate, anchor)
         return verdict
+
+    def _drop_anchor(self, version: str, anchor: VersionInfo | None) -> None:
+        labels = self._versions.info(version).labels_used
+        if anchor is None or labels >= ANCHOR_EACH * anchor.labels_used or labels * ANCHOR_EACH <= anchor.labels_used:
+            self._versions.drop_anchor(version)
 
     def undecided(self) -> str | None:
         """The newest version, if a worker was killed between its fit and the gate. A network that is only just being
@@ -243,11 +257,15 @@ class ProjectVersions(ProjectPool):
 
     def promote(self, version: str) -> VersionInfo:
         """Make a version live; atomic. Raises VersionMissing, CheckpointCorrupt."""
-        return self._made_live(self._versions.promote(version))
+        info = self._made_live(self._versions.promote(version))
+        self._versions.drop_anchor(version)  # somebody chose it: it is what later ones are held against
+        return info
 
     def roll_back(self) -> VersionInfo:
         """Make the version before the live one live. Raises VersionMissing if there is none."""
-        return self._made_live(self._versions.roll_back())
+        info = self._made_live(self._versions.roll_back())
+        self._versions.drop_anchor(info.id)
+        return info
 
     def _made_live(self, info: VersionInfo) -> VersionInfo:
         """What is fitted and embedded next is in the representation of the live version. Its predictions are anyway:

@@ -60,6 +60,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = "askfirst-version-1"
 _DIGEST_LENGTH = 10
 VERDICT_FILE = "verdict.json"
+ANCHOR_FILE = "anchor.json"
 _HISTORY = 20  # promotions that can be rolled back, one by one
 _STALE_S = 3600.0  # leftovers of a killed writer are removed after this; no write takes nearly as long
 _NOT_IN_DIGEST = ("id", "created_at", "libraries")
@@ -132,6 +133,19 @@ class VersionStore:
         except (SafetensorError, KeyError) as error:
             raise CheckpointCorrupt(str(path), "tensors weight and bias", str(error)) from error
         return StoredVersion(to_info(manifest), first.head, first.state, tuple(others), first.extra)
+
+    def anchor(self) -> VersionInfo | None:
+        """The version that went live when the labels last doubled: what came after it in small steps is held against
+        it too. None without one."""
+        try:
+            stored = read_json(self._home / ANCHOR_FILE)
+            return None if stored is None else self.info(stored["version"])
+        except (CheckpointCorrupt, VersionMissing, KeyError, TypeError):
+            return None
+
+    def drop_anchor(self, version: str) -> None:
+        """Hold later versions against this one from now on."""
+        write_json(self._home / ANCHOR_FILE, {"version": version})
 
     def write_verdict(self, version: str, verdict: Verdict) -> None:
         """Keep what the gate decided beside the version; it is not part of its content."""
@@ -226,6 +240,9 @@ class VersionStore:
         with locked(self._home / ".live.lock"):
             pointer = self._pointer()
             safe = {pointer["version"], pointer["previous"]}
+            anchor = self.anchor()
+            if anchor is not None:
+                safe.add(anchor.id)
             safe |= {info.id for info in self.all()[: max(0, keep)]}
             removed = [version for version in self._ids() if version not in safe]
             for version in removed:

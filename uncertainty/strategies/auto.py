@@ -152,7 +152,7 @@ def said(found: Diagnosis, outliers: int, looked_at: int) -> str:
     if found.copies > _WORTH_SAYING:
         parts.append(f"{found.copies:.0%} have a copy: more candidates are looked at")
     if outliers:
-        parts.append(f"{outliers:,} of {looked_at:,} are candidates are like nothing else: left to chance")
+        parts.append(f"{outliers:,} of {looked_at:,} candidates are like nothing else: left to chance")
     return "; ".join(parts)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from backend.overview import project_overview
+from training.gate import compare
 
 
 @pytest.fixture
@@ -96,3 +99,35 @@ def test_a_worker_killed_before_the_gate_leaves_the_judgement_to_the_next(labell
     assert model.live().id == live and model.undecided() == model.newest().id
     labelled.refresh()
     assert model.live().id == model.newest().id != live and model.undecided() is None
+
+
+def test_many_small_steps_down_are_noticed_too(labelled, monkeypatch):
+    model = labelled.refresher.desk.model
+    first = model.live()
+
+    def number(version):
+        return int(version[1:].partition("-")[0])
+
+    def compared(candidate, live, heads):
+        """One step down is within chance, three are not."""
+        wrong = np.arange(40) < 2 * (number(candidate) - number(live))
+        return compare(~wrong, np.ones(40, bool))
+
+    monkeypatch.setattr(model, "compare_heads", compared)
+    for task in labelled.trained[:3]:
+        turn(labelled, [task])
+    newest = model.newest()
+    assert number(newest.id) == number(first.id) + 3 and number(model.live().id) == number(first.id) + 2
+    verdict = model.verdict(newest.id)
+    assert not verdict.promoted and f"worse than an earlier version {first.id}" in verdict.words
+
+
+def test_a_strategy_that_does_not_exist_is_told_and_stops_nothing(labelled):
+    xml = labelled.ls.served.label_config.replace('name="cls"', 'name="cls" model_strategy="magic"')
+    labelled.refresher.desk.project = replace(labelled.refresher.desk.project, label_config=xml)
+    more = next(t for t in labelled.tasks if t not in labelled.ls.annotations)
+    labelled.ls.label(more, labelled.truth(more))
+    labelled.refresh(more)
+    (told,) = [w for w in warnings(labelled) if "magic" in w]
+    assert "margin orders meanwhile" in told
+    assert more not in labelled.ls.predictions[labelled.ls.served.model_version]

@@ -166,6 +166,17 @@ def test_a_front_moved_in_place_leaves_what_is_open(desk):
     }
 
 
+def test_a_label_has_one_line_however_many_orders_still_list_its_task(desk):
+    desk.serve(order("v1", [7, 8, 9]))
+    desk.log.note({7}, 1.0)
+    # v2 was made before the label was known, and lists the task again.
+    desk.serve(order("v2", [7, 9, 8]), {7})
+    desk.log.note({7, 9}, 2.0)
+    desk.log = desk.worker()
+    desk.log.note({7, 9}, 3.0)
+    assert desk.lines() == [(7, "v1", 1, "uncertain"), (9, "v2", 2, "uncertain")]
+
+
 def test_what_we_never_asked_for_has_no_line(desk):
     desk.serve(order("v1", [7, 8, 5], ["uncertain", "uncertain", "unread"]), {1, 2, 3})
     assert desk.log.note({1, 2, 3, 5, 99}, 1.0) == 0
