@@ -109,6 +109,8 @@ class Demo:
 
     def run(self, executable: Path, data: Dataset | None) -> int:
         """Bring everything up, let the bots work, and wait for Ctrl-C unless told to exit."""
+        from backend.settings import settings_table
+
         begun = time.monotonic()
         # Label Studio takes the longest of all, so it starts first; pictures are drawn meanwhile.
         self.services.start_label_studio(self.memory, executable)
@@ -117,7 +119,9 @@ class Demo:
         session = self._login()
         environment = self._environment()
         self.services.start_backend(environment)
-        self.home.write_backend_env({n: v for n, v in environment.items() if os.environ.get(n) != v})
+        # What the backend was given by hand belongs to it too: another shell knows nothing of it.
+        ours = {name for row in settings_table() for name in row["names"].split(", ")}
+        self.home.write_backend_env({n: v for n, v in environment.items() if n in ours or os.environ.get(n) != v})
         project, link, new = self._project(session, data)
         project_id = int(project["id"])
         self._backend()
