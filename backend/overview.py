@@ -190,6 +190,12 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
             + "; ".join(f"task {t}: {reason}" for t, reason in examples)
         )
     if desk is not None:
+        tasks = desk.files.tasks()
+        found += [
+            f"no task has a value for the data field {name!r} that the labelling config names; is it spelt like this?"
+            for name, column in zip(tasks.inputs, tasks.facts, strict=True)
+            if tasks.ids and all(value is None for value in column)
+        ]
         try:
             found += desk.config.notes
         except BackendError as error:

@@ -246,3 +246,12 @@ def test_tasks_of_one_patient_are_told_to_stay_together(tuning):
     tuning.refresher.desk.files.write_tasks(replace(tasks, inputs=("who",), facts=(who,)))
     found = tuner._groups()
     assert found[4] == found[5] == "p2" and 3 not in found
+
+
+def test_a_data_field_that_no_task_has_is_told(tuning):
+    files = tuning.refresher.desk.files
+    tasks = files.tasks()
+    nothing, something = (None,) * len(tasks.ids), (*(None,) * (len(tasks.ids) - 1), 3)
+    files.write_tasks(replace(tasks, inputs=("nowhere", "age"), facts=(nothing, something)))
+    (told,) = [w for w in project_overview(tuning.workshop, NoJobs(), 5).warnings if "data field" in w]
+    assert "'nowhere'" in told
