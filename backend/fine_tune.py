@@ -36,7 +36,7 @@ RUNS_KEPT = 20
 _ASK_EVERY_S = 1.0  # whether to stop: a look at Redis, between steps of a tenth of a second
 _LEASE_TRIES = 60
 _STALE_RUN_S = 86400.0  # a run begun so long ago is begun anew: its labels are old
-_MOST_STARTS = 5  # of one run; what is killed as often is killed by what it does, by its memory most likely
+_MOST_STARTS = 5  # without an epoch between: what is killed as often is killed by what it does, by memory likely
 
 
 class _Cancelled(Exception):
@@ -97,7 +97,7 @@ class TuneFiles:
             return None
 
     def starts(self) -> int:
-        """How often the run at hand was started; counts this one."""
+        """How often the run at hand was started since it last finished an epoch; counts this one."""
         path = self.folder / "starts"
         try:
             count = int(path.read_text(encoding="utf-8")) + 1
@@ -105,6 +105,10 @@ class TuneFiles:
             count = 1
         path.write_text(str(count), encoding="utf-8")
         return count
+
+    def came_on(self) -> None:
+        """The run at hand finished an epoch: who stopped it before did not do so for what it is."""
+        (self.folder / "starts").unlink(missing_ok=True)
 
     def begin(self, heads: list[training.HeadLabels]) -> Path:
         """A new run with these labels."""
@@ -233,6 +237,8 @@ class FineTuner:
 
         def on_epoch(epoch: training.Epoch) -> None:
             record.epoch(epoch)
+            if epoch.epoch:
+                self.files.came_on()
             held_out = "" if epoch.held_out is None else f", {epoch.held_out:.3f} on held-out labels"
             loss = "" if epoch.loss is None else f", loss {epoch.loss:.3f}{held_out}, {epoch.images_per_s:.0f} images/s"
             self._show(epoch.epoch, epoch.epochs, f"epochs of fine-tuning{loss}")
@@ -312,7 +318,7 @@ def tune_settings(settings: Settings) -> training.TuneSettings:
         flips=settings.tune_flips,
         mixing=settings.tune_mixing,
         seed=settings.seed,
-        threads=settings.torch_threads or None,
+        threads=settings.worker_threads,
     )
 
 

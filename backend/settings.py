@@ -326,6 +326,11 @@ class Settings(BaseSettings):
         # `from_env` hands the environment over as values, so that tests need not touch os.environ.
         return (init_settings,)
 
+    @property
+    def worker_threads(self) -> int:
+        """Threads of a worker's numerics: a core is left for Label Studio and the web process."""
+        return self.torch_threads or max(1, (os.cpu_count() or 2) - 1)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Settings of an environment (default: this process's).

@@ -59,9 +59,8 @@ def run(role: str, settings: Settings) -> None:
     configure(settings.log_level, secrets=secrets_of(settings))
     with contextlib.suppress(OSError):
         os.nice(settings.nice + (TRAIN_NICER if role == "train" else 0))
-    threads = settings.torch_threads or max(1, (os.cpu_count() or 2) - 1)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads))
+        os.environ.setdefault(name, str(settings.worker_threads))
     redis = connect(settings.redis_url, timeout_s=WAIT_FOR_JOBS_S)
     if role == "fast":
         _warm_up()

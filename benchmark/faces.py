@@ -31,7 +31,6 @@ a network for the one question (expression, where there are two). Everything els
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +53,8 @@ from training.space import Space
 from training.tuning import Examples, HeadSpec, Pictures, Tuned, TuneSettings, predict, side_for, tune
 from training.tuning.net import trunk_of
 from training.tuning.result import frozen_features
+
+from .rows import append_rows, read_rows
 
 ROWS = Path(__file__).parent / "results" / "tuning" / "faces.csv"
 FOLDS = 3
@@ -250,9 +251,8 @@ def run(args: argparse.Namespace) -> None:
             unit = units(bench.faces, split)
             folds = fold_of(unit, FOLDS, seed)
             for fold in range(FOLDS):
-                rows = [
-                    row for row in _rows() if (row["split"], row["seed"], row["fold"]) == (split, f"{seed}", f"{fold}")
-                ]
+                at = (split, f"{seed}", f"{fold}")
+                rows = [row for row in read_rows(ROWS) if (row["split"], row["seed"], row["fold"]) == at]
                 left = [variant for variant in VARIANTS if variant not in {row["variant"] for row in rows}]
                 if not left:
                     continue
@@ -263,29 +263,12 @@ def run(args: argparse.Namespace) -> None:
                     found = bench.run(variant, split, unit, train, test, rate, seed)
                     seconds = f"{time.monotonic() - begun:.1f}"
                     key = (split, seed, fold, variant)
-                    _append(
-                        [
-                            (*key, question, given, rate, len(train), len(hits), int(hits.sum()), seconds)
-                            for question, given, hits in found
-                        ]
-                    )
+                    told = [
+                        (*key, question, given, rate, len(train), len(hits), int(hits.sum()), seconds)
+                        for question, given, hits in found
+                    ]
+                    append_rows(ROWS, COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in told])
                     print(*key, f"rate {rate:g}", *(f"{q} {g} {hits.mean():.3f}" for q, g, hits in found), flush=True)
-
-
-def _rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(rows: list[tuple[object, ...]]) -> None:
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow(COLUMNS)
-        writer.writerows(rows)
 
 
 # ---------------------------------------------------------------------- tables
@@ -309,7 +292,7 @@ def table() -> str:
     By Student's t over folds and seeds, which share pictures: a little too narrow.
     Only folds count that all variants ran on, and only seeds with all folds where there is one.
     """
-    frame = pd.DataFrame(_rows())
+    frame = pd.DataFrame(read_rows(ROWS))
     frame[["right", "test"]] = frame[["right", "test"]].astype(int)
     frame["share"] = 100 * frame["right"] / frame["test"]
     frame["way"] = (frame["variant"] + " " + frame["input"]).str.strip()

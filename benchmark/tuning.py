@@ -53,6 +53,8 @@ from training.tuning.net import TunedNet, feature_width, trunk_of
 from uncertainty.calibration import expected_calibration_error, negative_log_likelihood
 from uncertainty.selective import aurc
 
+from .rows import append_rows, read_rows
+
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "tuning" / "ham10000.csv"
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -199,7 +201,7 @@ class Bench:
             pool=examples(self.ham, pool, answers=False, inputs=extra) if teacher and len(pool) else None,
             teacher=teacher,
             folder=done / "run",
-            on_epoch=lambda epoch: _tell(name, epoch),
+            on_epoch=lambda epoch: tell(name, epoch),
         )
         tuned.save(done)
         return tuned
@@ -209,12 +211,7 @@ class Bench:
         tuned = self.run(variant, fraction, seed)
         labelled, _, test = split(self.ham, fraction, seed)
         inputs = {name: values[test] for name, values in self.ham.inputs.items()} if variant == "inputs" else None
-        truth = self.ham.labels[test]
-        uniform = predict(tuned, self.pictures, test, inputs, uniform=True).log_probabilities["dx"].argmax(1)
-        p = np.exp(predict(tuned, self.pictures, test, inputs).log_probabilities["dx"].astype(np.float64))
-        p /= p.sum(1, keepdims=True)
-        recalls = np.array([(uniform[truth == c] == c).mean() for c in range(len(CLASSES))])
-        right = p.argmax(1) == truth
+        found = worth(tuned, self.pictures, test, self.ham.labels[test], inputs)
         trained = [epoch.images_per_s for epoch in tuned.history if epoch.epoch]
         return {
             "variant": variant,
@@ -224,12 +221,7 @@ class Bench:
             "epochs": self.epochs,
             "labels": len(labelled),
             "test": len(test),
-            "balanced_accuracy": recalls.mean(),
-            **{f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)},
-            "accuracy": right.mean(),
-            "ece": expected_calibration_error(p, truth),
-            "nll": negative_log_likelihood(p, truth),
-            "aurc": aurc(p.max(1), right),
+            **found,
             "best_epoch": tuned.best_epoch,
             "last_epoch": tuned.history[-1].epoch,
             "images_per_s": float(np.median(trained)) if trained else 0.0,
@@ -238,7 +230,31 @@ class Bench:
         }
 
 
-def _tell(name: str, epoch: Epoch) -> None:
+def worth(
+    tuned: Tuned,
+    pictures: Pictures,
+    rows: NDArray[np.int64],
+    truth: NDArray[np.int64],
+    inputs: dict[str, NDArray[np.float32]] | None = None,
+) -> dict[str, float]:
+    """What a network is worth on pictures it has not seen."""
+    uniform = predict(tuned, pictures, rows, inputs, uniform=True).log_probabilities["dx"].argmax(1)
+    p = np.exp(predict(tuned, pictures, rows, inputs).log_probabilities["dx"].astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    recalls = [float((uniform[truth == c] == c).mean()) for c in range(len(CLASSES))]
+    right = p.argmax(1) == truth
+    return {
+        "balanced_accuracy": float(np.mean(recalls)),
+        **{f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)},
+        "accuracy": float(right.mean()),
+        "ece": expected_calibration_error(p, truth),
+        "nll": negative_log_likelihood(p, truth),
+        "aurc": aurc(p.max(1), right),
+    }
+
+
+def tell(name: str, epoch: Epoch) -> None:
+    """An epoch on standard output."""
     held = "" if epoch.held_out is None else f" held out {epoch.held_out:.3f} {dict(epoch.metrics)}"
     loss = "" if epoch.loss is None else f" loss {epoch.loss:.3f}"
     print(f"{name} {epoch.epoch}/{epoch.epochs}{loss}{held} {epoch.images_per_s:.0f} images/s", flush=True)
@@ -260,31 +276,14 @@ def ham(args: argparse.Namespace) -> None:
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for fraction in (float(text) for text in args.fraction.split(",")):
             for variant in names:
-                done = {tuple(row[key] for key in keys) for row in _rows()}
+                done = {tuple(row[key] for key in keys) for row in read_rows(ROWS)}
                 if (variant, f"{fraction:g}", str(seed), str(args.size), str(args.epochs)) in done:
                     continue
                 row = bench.row(variant, fraction, seed)
-                _append({key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()})
+                append_rows(ROWS, tuple(row), [row])
                 print(
                     {key: row[key] for key in ("variant", "fraction", "seed", "balanced_accuracy", "ece")}, flush=True
                 )
-
-
-def _rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(row: dict[str, str]) -> None:
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 # ---------------------------------------------------------------------- tables
@@ -293,7 +292,7 @@ def table() -> str:
 
     With its 95 % interval by Student's t over the seeds, from three on, in points.
     """
-    frame = pd.DataFrame(_rows())
+    frame = pd.DataFrame(read_rows(ROWS))
     numbers = [column for column in frame.columns if column != "variant"]
     frame[numbers] = frame[numbers].astype(float)
     lines = [

@@ -13,7 +13,6 @@ again, and a killed run goes on after its last whole epoch.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +24,11 @@ from numpy.typing import NDArray
 
 from training.backbones import Backbone
 from training.simulate import Ground, Oracle, Plan, replay
-from training.tuning import Epoch, Pictures, Tuned, TuneSettings, load, predict, tune
-from uncertainty.calibration import expected_calibration_error
-from uncertainty.selective import aurc
+from training.tuning import Pictures, Tuned, TuneSettings, load, tune
 
 from . import tuning
-from .tuning import CLASSES, HEAD, Ham, backbone, examples, ham10000, pictures_of, split
+from .rows import append_rows, read_rows
+from .tuning import CLASSES, HEAD, Ham, backbone, examples, ham10000, pictures_of, split, tell, worth
 
 ROWS = Path(__file__).parent / "results" / "tuning" / "loop.csv"
 TABLE = Path(__file__).parent / "results" / "tuning" / "loop.md"
@@ -38,6 +36,7 @@ ORDERS = ("auto", "random")
 SHARES = (0.05, 0.1, 0.2)  # of the pool that is bought
 BATCH = 50
 SETTINGS: TuneSettings = tuning.BY_OBJECT
+KEYS = ("order", "share", "network", "seed", "size", "epochs")  # what names a row
 Ids = NDArray[np.int64]
 
 
@@ -90,7 +89,7 @@ class Loop:
             self.pictures,
             settings,
             folder=done / "run",
-            on_epoch=lambda epoch: _tell(done.name, epoch),
+            on_epoch=lambda epoch: tell(done.name, epoch),
         )
         found.save(done)
         return found
@@ -100,12 +99,6 @@ class Loop:
         epochs = 0 if network == "head" else self.epochs
         found = self.tuned(f"{order}-{share:g}-{network}", rows, seed, epochs)
         _, _, test = split(self.ham, 1.0, seed)
-        truth = self.ham.labels[test]
-        even = predict(found, self.pictures, test, uniform=True).log_probabilities["dx"].argmax(1)
-        p = np.exp(predict(found, self.pictures, test).log_probabilities["dx"].astype(np.float64))
-        p /= p.sum(1, keepdims=True)
-        recall = [float((even[truth == c] == c).mean()) for c in range(len(CLASSES))]
-        right = p.argmax(1) == truth
         return {
             "order": order,
             "share": share,
@@ -115,11 +108,7 @@ class Loop:
             "epochs": self.epochs,
             "labels": len(rows) + audit,
             "trained_on": len(rows),
-            "balanced_accuracy": float(np.mean(recall)),
-            "recall_mel": recall[CLASSES.index("mel")],
-            "accuracy": float(right.mean()),
-            "ece": expected_calibration_error(p, truth),
-            "aurc": aurc(p.max(1), right),
+            **worth(found, self.pictures, test, self.ham.labels[test]),
             "best_epoch": found.best_epoch,
             "seconds": round(time.monotonic() - begun, 1),
         }
@@ -147,18 +136,16 @@ def run(args: argparse.Namespace) -> None:
         for network in ("head", "tuned"):
             for order, share, rows, audit in wanted:
                 key = (order, f"{share:g}", network, str(seed), str(args.size), str(args.epochs))
-                if key in {
-                    tuple(r[k] for k in ("order", "share", "network", "seed", "size", "epochs")) for r in _rows()
-                }:
+                if key in {tuple(row[name] for name in KEYS) for row in read_rows(ROWS)}:
                     continue
                 found = loop.row(order, share, rows, audit, seed, network)
-                _append({k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in found.items()})
+                append_rows(ROWS, tuple(found), [found])
                 print({k: found[k] for k in ("order", "share", "network", "seed", "balanced_accuracy")}, flush=True)
 
 
 def table() -> str:
     """Means over seeds; labels as a share of the pool."""
-    frame = pd.DataFrame(_rows())
+    frame = pd.DataFrame(read_rows(ROWS))
     numbers = [column for column in frame.columns if column not in ("order", "network")]
     frame[numbers] = frame[numbers].astype(float)
     lines = [
@@ -189,28 +176,6 @@ def table() -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def _tell(name: str, epoch: Epoch) -> None:
-    held = "" if epoch.held_out is None else f" held out {epoch.held_out:.3f} {dict(epoch.metrics)}"
-    print(f"{name} {epoch.epoch}/{epoch.epochs}{held} {epoch.images_per_s:.0f} images/s", flush=True)
-
-
-def _rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(row: dict[str, str]) -> None:
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:

@@ -53,11 +53,11 @@ def tuning(loop, monkeypatch):
     monkeypatch.setattr(Representations, "embedder", lambda self, name: networks[name])
     monkeypatch.setattr(api.ProjectModel, "can_fine_tune", lambda self: True)
     monkeypatch.setattr("backend.triggers.FEWEST_TO_JUDGE", 7)  # what sixty tasks can have
-    loop.result, loop.seen = "good", []
+    loop.result, loop.seen, loop.epoch = "good", [], 1
 
     def fine_tune_(model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, groups=None):
         loop.seen.append({i for labels in heads for i in labels.train})
-        on_epoch(api.Epoch(1, 2, 0.5, 0.4))
+        on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
         if isinstance(loop.result, BaseException):
             raise loop.result
         name = loop.result if loop.result in networks else "good"
@@ -170,9 +170,19 @@ def test_while_label_studio_is_away_the_run_waits(tuning, monkeypatch):
     assert tuning.files.begun() is not None and tuning.files.outcomes() == []
 
 
-def test_a_run_whose_process_is_killed_again_and_again_is_given_up(tuning):
+def test_a_run_that_comes_on_between_two_kills_is_not_given_up(tuning):
     tuning.give(list(tuning.tasks)[:40])
     tuning.result = KeyboardInterrupt()
+    for _ in range(7):
+        with pytest.raises(KeyboardInterrupt):
+            tuning.run()
+    tuning.result = "good"
+    assert "promoted" in tuning.run()
+
+
+def test_a_run_whose_process_is_killed_again_and_again_is_given_up(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result, tuning.epoch = KeyboardInterrupt(), 0
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             tuning.run()
