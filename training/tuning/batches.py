@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .augment import cutout, light, randaugment, whole
+from .augment import as_image, cutout, light, randaugment, whole
 from .heads import Examples, Floats, Targets
 from .losses import HeadLoss
 from .mixing import mix, partners
@@ -178,16 +178,15 @@ class Batches:
     def _view(self, example: int, rng: np.random.Generator, *, strong: bool | None = None) -> NDArray[np.uint8]:
         """One picture as the network will see it, [H, H, 3 or 4]. `strong` for FixMatch's two views."""
         s = self._settings
-        picture = torch.from_numpy(self._pictures.get(example)).permute(2, 0, 1).contiguous()
+        pixels = self._pictures.get(example)
         if s.augmentation == "none" and strong is None:
-            view = whole(picture, self._size)
-        else:
-            view = light(picture, self._size, rng, s.flips, s.crop_scale)
-            if strong or (strong is None and s.augmentation == "randaugment"):
-                view = randaugment(view, rng)
-            if strong:
-                view = cutout(view, rng)
-        return view.permute(1, 2, 0).numpy()
+            picture = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+            return whole(picture, self._size).permute(1, 2, 0).numpy()
+        view = light(as_image(pixels), self._size, rng, s.flips, s.crop_scale)
+        if strong or (strong is None and s.augmentation == "randaugment"):
+            view = randaugment(view, rng)
+        found = np.asarray(view)
+        return cutout(found, rng) if strong else found
 
     def _pool_rows(self, epoch: int, step: int, labelled: int) -> NDArray[np.intp]:
         """Rows of the pool for a step: all once, in random order, then all again."""

@@ -27,7 +27,7 @@ from .events import OnEpoch, OnStep, Step
 from .heads import Examples, HeadSpec, check_heads, targets_of
 from .judge import Judge
 from .losses import HeadLoss, Objective
-from .net import TunedNet, Untrained, as_trained, feature_width, load_weights, parameter_groups, trunk_of
+from .net import TunedNet, Untrained, as_trained, feature_width, freeze_first, load_weights, parameter_groups, trunk_of
 from .pictures import Pictures
 from .probe import fit_heads
 from .result import Tuned
@@ -106,6 +106,8 @@ def tune(
             net.heads.cpu()  # where the features are collected
             fit_heads(net, losses, *judge.training_features(net.trunk), judge.held_out_features(net.trunk))
             net.to(fabric.device)
+        if isinstance(start, Backbone):
+            freeze_first(net, settings.frozen_layers)
         precision, note = (progress.precision, "") if progress else choose_precision(settings, net, size, fabric.device)
         fabric = open_fabric(settings, precision)
         groups = parameter_groups(net, settings.lr_head, settings.lr_trunk, settings.layer_decay, settings.weight_decay)

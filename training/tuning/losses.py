@@ -18,7 +18,7 @@ from torch import Tensor
 from .heads import Floats, HeadSpec, Targets
 from .settings import Loss
 
-TENSORS = ("shift", "class_weight", "to_labels", "to_uniform")  # of a `HeadLoss`
+TENSORS = ("shift", "class_weight", "to_labels", "to_uniform", "shares")  # of a `HeadLoss`
 FEWEST_FOR_TEMPERATURE = 20  # answers: fewer say little about how sure a network should be
 TEMPERATURES = tuple(
     float(t) for t in np.geomspace(0.25, 8, 41)
@@ -41,6 +41,9 @@ class HeadLoss:
     class_weight: Tensor  # [W]
     to_labels: Tensor  # [W], added to outputs for probabilities
     to_uniform: Tensor  # [W]
+    # [W], of the labels. Smoothed targets go there: towards equal shares a class of 1 % of the labels would get as much
+    # from smoothing as from its labels, in every picture, and no network could tell it from the others.
+    shares: Tensor
     smoothing: float
     centre: float  # of a number's labels; outputs of a number are (label - centre) / spread
     spread: float
@@ -54,22 +57,24 @@ class HeadLoss:
         if spec.kind == "number":
             centre = float(values.mean()) if len(values) else 0.0
             spread = float(values.std()) if len(values) else 0.0
-            return cls(spec, zero, one, zero, zero, 0.0, centre, spread or 1.0)
+            return cls(spec, zero, one, zero, zero, one, 0.0, centre, spread or 1.0)
         counts = np.maximum(values.sum(axis=0), _FEWEST)
         if spec.kind == "multiple":
             absent = np.maximum(len(values) - values.sum(axis=0), _FEWEST)
             prior, weight = np.log(counts / absent), np.sqrt(absent / counts)
+            share = counts / (counts + absent)
         else:
-            prior = np.log(counts / counts.sum())
+            share = counts / counts.sum()
+            prior = np.log(share)
             weight = np.sqrt(counts.sum() / (len(counts) * counts))
             weight *= counts.sum() / (weight * counts).sum()  # one on average, so the learning rate keeps its meaning
-        log_prior = torch.from_numpy(prior).float()
+        log_prior, shares = torch.from_numpy(prior).float(), torch.from_numpy(share).float()
         if loss == "balanced":
-            return cls(spec, log_prior, one, log_prior, zero, smoothing, 0.0, 1.0)
+            return cls(spec, log_prior, one, log_prior, zero, shares, smoothing, 0.0, 1.0)
         if loss == "sqrt":
             half = log_prior / 2
-            return cls(spec, zero, torch.from_numpy(weight).float(), half, -half, smoothing, 0.0, 1.0)
-        return cls(spec, zero, one, zero, -log_prior, smoothing, 0.0, 1.0)
+            return cls(spec, zero, torch.from_numpy(weight).float(), half, -half, shares, smoothing, 0.0, 1.0)
+        return cls(spec, zero, one, zero, -log_prior, shares, smoothing, 0.0, 1.0)
 
     def to(self, device: torch.device) -> HeadLoss:
         moved = {name: getattr(self, name).to(device) for name in TENSORS}
@@ -80,11 +85,10 @@ class HeadLoss:
         if self.spec.kind == "number":
             return 0.5 * (outputs - targets).square()[:, 0]
         z = outputs + self.shift
+        soft = targets * (1 - self.smoothing) + self.smoothing * self.shares
         if self.spec.kind == "multiple":
-            soft = targets * (1 - self.smoothing) + self.smoothing / 2
             each = F.binary_cross_entropy_with_logits(z, soft, pos_weight=self.class_weight, reduction="none")
             return each.mean(1)
-        soft = targets * (1 - self.smoothing) + self.smoothing / self.spec.width
         return -(self.class_weight * soft * F.log_softmax(z, 1)).sum(1)
 
     def log_probabilities(self, outputs: Tensor, *, uniform: bool = False, temperature: float = 1.0) -> Tensor:

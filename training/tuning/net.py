@@ -18,6 +18,7 @@ from training.backbones import Backbone, Triple, feature_extractor, scaled
 from training.errors import DataError
 
 from .heads import HeadSpec
+from .norms import fold_norms
 
 _HALF: Triple = (0.5, 0.5, 0.5)
 _CONDITION_WIDTH = 64  # hidden units from the extra inputs to the modulation: they are few
@@ -47,6 +48,7 @@ def trunk_of(start: Backbone | Untrained) -> nn.Module:
     model = cast("Any", trunk.model)
     if hasattr(model, "aux_logits"):
         model.aux_logits = False  # GoogLeNet and Inception give a second answer in training, which nobody reads
+    fold_norms(model)
     trunk.requires_grad_(True)
     return trunk
 
@@ -171,15 +173,27 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
+def freeze_first(net: TunedNet, share: float) -> None:
+    """Keep the first layers of the trunk as they are: `share` of all that have weights, by their place."""
+    layers = _layers(net)
+    for layer in layers[: round(share * len(layers))]:
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def _layers(net: TunedNet) -> list[nn.Module]:
+    return [m for m in net.trunk.modules() if any(True for _ in m.parameters(recurse=False))]
+
+
 def parameter_groups(
     net: TunedNet, lr_head: float, lr_trunk: float, layer_decay: float, weight_decay: float
 ) -> list[Any]:
     """Parameters for AdamW, with a learning rate that falls towards the first layer.
 
     A layer at depth d in [0, 1], by its place among the trunk's layers, gets `lr_trunk * layer_decay ** (1 - d)`.
-    Biases, norms and other vectors are not decayed.
+    Biases, norms and other vectors are not decayed. Frozen ones are left out.
     """
-    layers = [m for m in net.trunk.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    layers = _layers(net)
     rate = {id(p): lr_head for p in net.parameters()}
     for place, layer in enumerate(layers):
         # Twelve levels, so that the optimizer works on few, long lists of tensors.

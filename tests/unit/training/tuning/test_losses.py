@@ -46,12 +46,35 @@ def test_square_root_weights_are_their_formula_and_one_on_average():
     assert rows(HeadLoss.of(ABC, SINGLE, "sqrt", 0.0), LOGITS, SINGLE.values) == pytest.approx(expected, rel=1e-5)
 
 
-def test_label_smoothing_is_that_of_torch():
+def test_label_smoothing_of_equally_frequent_classes_is_that_of_torch():
+    labels = np.arange(39) % 3
     expected = torch.nn.functional.cross_entropy(
-        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), label_smoothing=0.2, reduction="none"
+        torch.from_numpy(LOGITS[:39]), torch.from_numpy(labels), label_smoothing=0.2, reduction="none"
     )
-    found = rows(HeadLoss.of(ABC, SINGLE, "plain", 0.2), LOGITS, SINGLE.values)
-    assert found == pytest.approx(expected.numpy(), rel=1e-5)
+    head = HeadLoss.of(ABC, Targets(one_hot(labels, 3), np.ones(39, bool)), "plain", 0.2)
+    assert rows(head, LOGITS[:39], one_hot(labels, 3)) == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["balanced", "plain"])
+def test_smoothing_does_not_make_a_rare_class_likely_everywhere(loss):
+    """What is lost least by, for a picture that shows the first class for sure: rare classes stay rare in it."""
+    head = HeadLoss.of(ABC, SINGLE, loss, 0.1)
+    z = torch.zeros(1, 3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([z], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        value = head.rows(z, torch.from_numpy(one_hot([0], 3))).sum()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    shares = np.array([30, 8, 2]) / 40
+    expected = np.array([0.9, 0, 0]) + 0.1 * shares
+    assert head.log_probabilities(z.detach()).exp().numpy()[0] == pytest.approx(expected, abs=1e-3)
+    uniform = head.log_probabilities(z.detach(), uniform=True).exp().numpy()[0]
+    assert uniform[2] / uniform[0] == pytest.approx((0.1 * shares[2] / expected[0]) * shares[0] / shares[2], rel=0.05)
+    assert uniform[2] == pytest.approx(uniform[1], rel=0.05)
 
 
 @pytest.mark.parametrize("loss", ["balanced", "sqrt", "plain"])
