@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
 from training import api as training
@@ -122,8 +123,8 @@ class TuneFiles:
 
     def end(self, run: Path) -> None:
         """The run is over: only its record stays, and that of the last `RUNS_KEPT`."""
-        for name in ("begun.json", "starts"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / "begun.json", self.folder / "starts", run / training.TAUGHT):
+            path.unlink(missing_ok=True)
         for part in ("run", "pictures", "network"):
             shutil.rmtree(run / part, ignore_errors=True)
         runs = sorted(path for path in self.folder.iterdir() if path.is_dir())
@@ -250,10 +251,24 @@ class FineTuner:
             settings,
             folder,
             groups=self._groups(),
+            teach=self._teach(heads),
             on_step=record.step,
             on_epoch=on_epoch,
             should_stop=self._stopped,
         )
+
+    def _teach(self, heads: list[training.HeadLabels]) -> Callable[[], Any] | None:
+        """The live version teaches what it makes of images that nobody labelled (an epoch passes as many of them as of
+        labelled ones), where the settings want that."""
+        model, settings = self.desk.model, self.desk.workshop.settings
+        live = model.live()
+        if not settings.tune_pool or live is None:
+            return None
+        labelled = {i for labels in heads for i in (*labels.train, *labels.audit)}
+        ids = model.embedded_ids()
+        others = ids[~np.isin(ids, sorted(labelled))]
+        drawn = np.random.default_rng(settings.seed).permutation(others)[: settings.tune_pool]
+        return lambda: model.teacher(live.id, np.sort(drawn))
 
     def _groups(self) -> dict[int, str] | None:
         """Of each task, what keeps it together with others; None where the config names no such field."""

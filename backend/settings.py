@@ -268,6 +268,14 @@ class Settings(BaseSettings):
         "ASKFIRST_TUNE_MIXING",
     )
 
+    tune_pool: int = _setting(
+        2000,
+        "images",
+        "images without a label from which the network learns what the live model says of them; 0: none",
+        "ASKFIRST_TUNE_POOL",
+        ge=0,
+    )
+
     # --- queue
     sprint_min: int = _setting(
         100,

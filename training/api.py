@@ -17,6 +17,7 @@ from .answers import HeadAnswers, outputs_of
 from .embedding_table import as_ids
 from .errors import DataError, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
 from .evaluate import audit_is_enough
+from .fine_tuning import TAUGHT
 from .gate import Comparison, Verdict
 from .head_measures import as_classes
 from .inputs import InputSchema
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REASONS",
+    "TAUGHT",
     "Asking",
     "AuditStream",
     "Comparison",

@@ -7,7 +7,8 @@ n  labelled examples    C  classes of a head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tuning
+from .answers import AnyOf, OneOf, Output
 from .embedding_table import as_ids
 from .errors import NoTrainableExamples
+from .files import write_bytes
 from .inputs import InputSchema, InputTable
 from .pool_view import SELECTION_DIMS, PoolView
 from .representation import Representation, Representations
@@ -26,6 +29,7 @@ from .values import Example
 
 Ids = NDArray[np.int64]
 
+TAUGHT = "taught.npz"  # in the folder of a run: what its teacher said
 _DUPLICATE = 0.98  # cosine above which examples are one group: neither split nor mixed
 _WITH_MASKS = ("cutmix-object", "saliency")
 
@@ -58,6 +62,7 @@ def fine_tune(
     *,
     facts: InputTable | None = None,
     groups: Mapping[int, str] | None = None,
+    teach: Callable[[], tuning.Teacher] | None = None,
     on_step: tuning.OnStep = lambda step: None,
     on_epoch: tuning.OnEpoch = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -70,6 +75,8 @@ def fine_tune(
         folder: of this run: checkpoints, and in the end the network. A run that was killed goes on from here.
         facts: of the whole pool; heads that name some look at them through FiLM.
         groups: example id -> group that is not split between training and stopping; near-duplicates without it.
+        teach: what another model says of examples without a label, which the network learns too. Asked once a run:
+            what it said is kept in `folder`, since a run that goes on must be told the same.
     Raises:
         NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory.
     """
@@ -81,23 +88,20 @@ def fine_tune(
         raise NoTrainableExamples(labelled=len({i for labels in heads for i in labels.train}), embedded=0)
     start = representations.start()
     size = settings.input_size or start.input_size
+    asked = [labels for labels in heads if labels.train]
+    teacher = None if teach is None else _kept_teacher(folder / TAUGHT, teach, asked, by_id.keys() - set(ids) - audited)
     pictures = tuning.Pictures.decoded(
-        ids,
+        ids if teacher is None else [*ids, *teacher.ids.tolist()],
         lambda i: load(by_id[i]),
         tuning.side_for(size),
         with_masks=settings.mixing in _WITH_MASKS,
         folder=folder / "pictures",
         should_stop=should_stop,
     )
-    asked = [labels for labels in heads if labels.train]
     labelled = tuning.Examples(
         as_ids(ids),
         {head_name(labels.spec): answers_of(labels, ids) for labels in asked},
-        {
-            head_name(labels.spec): InputSchema.learn(facts, labels.spec.inputs).encode(facts, as_ids(ids))
-            for labels in asked
-            if labels.spec.inputs and facts is not None
-        },
+        _facts_of(asked, facts, as_ids(ids)),
         _groups(view, ids, groups),
     )
     tuned = tuning.tune(
@@ -106,25 +110,69 @@ def fine_tune(
         labelled,
         pictures,
         settings,
+        pool=None if teacher is None else tuning.Examples(teacher.ids, {}, _facts_of(asked, facts, teacher.ids)),
+        teacher=teacher,
         folder=folder / "run",
         on_step=on_step,
         on_epoch=on_epoch,
         should_stop=should_stop,
     )
     weights = tuned.save(folder / "network")
-    trained = len(ids) - len(tuned.held_out) - len(tuned.unreadable)
+    learnt_from = np.setdiff1d(as_ids(ids), np.concatenate([as_ids(tuned.held_out), as_ids(list(tuned.unreadable))]))
+    also = "" if teacher is None else f" and what the model before it said of {len(teacher.ids):,} other images"
     note = (
-        f"Features of {tuned.architecture} at {tuned.input_size} px, fine-tuned on {trained:,} labels of this project "
-        f"({tuned.best_epoch} of {settings.epochs} epochs)."
+        f"Features of {tuned.architecture} at {tuned.input_size} px, fine-tuned on {len(learnt_from):,} labels of this "
+        f"project{also} ({tuned.best_epoch} of {settings.epochs} epochs)."
     )
     return FineTuned(
-        representations.add_tuned(weights, tuned.architecture, note),
+        representations.add_tuned(weights, tuned.architecture, note, learnt_from),
         tuned.reason,
         tuned.best_epoch,
         tuned.history,
         len(tuned.held_out),
         tuned.unreadable,
     )
+
+
+def teacher_of(ids: Ids, outputs: Sequence[Output]) -> tuning.Teacher:
+    """What heads say of n examples, for a network to learn; numbers are left out."""
+    told: dict[str, NDArray[np.float32]] = {}
+    for output in outputs:
+        if isinstance(output, OneOf):
+            told[head_name(output.spec)] = np.exp(output.log_probabilities)
+        elif isinstance(output, AnyOf):
+            told[head_name(output.spec)] = output.probabilities
+    return tuning.Teacher(ids, told)
+
+
+def _kept_teacher(
+    path: Path, teach: Callable[[], tuning.Teacher], asked: Sequence[HeadLabels], others: Set[int]
+) -> tuning.Teacher | None:
+    """What a teacher says of `others` to the questions `asked`, now or when the run began; None for nothing."""
+    try:
+        kept = np.load(path, allow_pickle=False)
+        found = tuning.Teacher(kept["ids"], {name[1:]: kept[name] for name in kept.files if name != "ids"})
+    except (OSError, ValueError, KeyError):
+        found = teach()
+        part = io.BytesIO()
+        arrays: dict[str, Any] = {f"/{name}": told for name, told in found.probabilities.items()}
+        np.savez(part, ids=found.ids, **arrays)
+        write_bytes(path, part.getvalue())
+    here = np.isin(found.ids, as_ids(sorted(others)))
+    width = {head_name(labels.spec): len(labels.spec.classes) for labels in asked}
+    told = {name: values[here] for name, values in found.probabilities.items() if width.get(name) == values.shape[1]}
+    return tuning.Teacher(found.ids[here], told) if told and here.any() else None
+
+
+def _facts_of(asked: Sequence[HeadLabels], facts: InputTable | None, ids: Ids) -> dict[str, NDArray[np.float32]]:
+    """Facts of n examples as each head that wants some looks at them, [n, E]."""
+    if facts is None:
+        return {}
+    return {
+        head_name(labels.spec): InputSchema.learn(facts, labels.spec.inputs).encode(facts, ids)
+        for labels in asked
+        if labels.spec.inputs
+    }
 
 
 def head_name(spec: HeadSpec) -> str:

@@ -140,6 +140,7 @@ def _fit_by_kind(
     shared: dict[str, Any] = {
         "weights": None if weights is None else list(weights.values()),
         "groups": lambda: _groups(picture, features),
+        "seen": np.isin(as_ids(list(labels.train)), view.learnt_from()),
         "start": None if before is None or start is None else Start(start, **vars(before.state)),
     }
     if kind == "multiple":

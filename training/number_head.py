@@ -23,7 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import TrainingDiverged
-from .head import DEFAULT_REGULARISATION, FOLDS, MIN_LABELS_FOR_FOLDS, Doubles, HeadFit, Ints, Start, grouped_folds
+from .head import (
+    DEFAULT_REGULARISATION,
+    FOLDS,
+    MIN_LABELS_FOR_FOLDS,
+    Doubles,
+    Flags,
+    HeadFit,
+    Ints,
+    Start,
+    counted,
+    grouped_folds,
+)
 from .linear import Floats, Head
 from .space import Space
 from .wide_space import WideSpace
@@ -62,6 +73,7 @@ def fit_number_head(
     *,
     weights: Sequence[float] | Doubles | None = None,
     groups: Callable[[], Ints] | None = None,
+    seen: Flags | None = None,
     start: Start | None = None,
     seed: int = 0,
 ) -> HeadFit:
@@ -73,7 +85,7 @@ def fit_number_head(
         features: [n, D] raw embeddings; n may be 0, which gives the middle of the range.
         answers: [n].
         bounds: of the range, the lower first.
-        weights, groups, start, seed: as `head.fit_head`.
+        weights, groups, seen, start, seed: as `head.fit_head`.
     Raises:
         TrainingDiverged: features, answers or weights are not finite.
     """
@@ -101,11 +113,14 @@ def fit_number_head(
     shrunk = n < 0.9 * noise_labels
     if shrunk or n >= 2 * lam_labels or n >= 1.1 * noise_labels:
         fold = grouped_folds(n, FOLDS, groups=groups() if groups else None, seed=seed)
+        counts = counted(n, seen)
         if shrunk or n >= 2 * lam_labels:
-            rows = np.sort(np.random.default_rng(seed).permutation(n)[:_SEARCH_ROWS])
-            lam = min(REGULARISATIONS, key=lambda at: _held_out(z[rows], t[rows], w[rows], fold[rows], at)[1])
+            drawn = np.random.default_rng(seed).permutation(n)
+            rows = np.sort(drawn[np.argsort(~counts[drawn], kind="stable")][:_SEARCH_ROWS])  # first those that count
+            part = z[rows], t[rows], w[rows], fold[rows], counts[rows]
+            lam = min(REGULARISATIONS, key=lambda at: _held_out(*part, at)[1])
             lam_labels = n
-        variance, nll = _held_out(z, t, w, fold, lam)
+        variance, nll = _held_out(z, t, w, fold, counts, lam)
         noise, noise_labels = float(np.sqrt(variance)), n
     ridge = _solve(z, t, w, lam)
     return HeadFit(_head(ridge, space, noise), lam, lam_labels, noise_labels, nll)
@@ -148,9 +163,14 @@ def _solve(z: Floats, t: Doubles, w: Doubles, lam: float) -> _Ridge:
     return _Ridge(weight, centre, mean, directions, lam, total)
 
 
-def _held_out(z: Floats, t: Doubles, w: Doubles, fold: Ints, lam: float) -> tuple[float, float]:
-    """(variance of the noise, mean negative log-likelihood in nats) of answers that the weights have not seen."""
-    off, grown = np.empty(len(t)), np.empty(len(t))
+def _held_out(z: Floats, t: Doubles, w: Doubles, fold: Ints, counts: Flags, lam: float) -> tuple[float, float]:
+    """(variance of the noise, mean negative log-likelihood in nats) of answers that the weights have not seen.
+
+    Args:
+        counts: [n], see `head.counted`.
+    """
+    off: Doubles = np.empty(len(t))
+    grown: Doubles = np.empty(len(t))
     for number in range(FOLDS):
         seen = fold != number
         if not seen.all() and w[seen].sum() > 0:
@@ -158,8 +178,9 @@ def _held_out(z: Floats, t: Doubles, w: Doubles, fold: Ints, lam: float) -> tupl
             off[~seen] = t[~seen] - found
         elif not seen.all():
             off[~seen], grown[~seen] = t[~seen] - 0.5, 0.0
+    off, grown = off[counts], grown[counts]
     square = off**2 / (1 + grown)
     # One label in n + 1 is taken as one of which the pixels tell nothing.
-    variance = max(float((square.sum() + t.var()) / (len(t) + 1)), _LEAST_NOISE**2)
+    variance = max(float((square.sum() + t.var()) / (len(off) + 1)), _LEAST_NOISE**2)
     scaled = variance * (1 + grown)
     return variance, float(np.mean(0.5 * np.log(2 * np.pi * scaled) + off**2 / (2 * scaled)))

@@ -24,6 +24,7 @@ Ids = NDArray[np.int64]
 SELECTION_DIMS = 128  # leading axes that selection works in
 _CHUNK = 4_096  # rows read at once
 _BLOCK = 256  # rows widened from fp16 at once: 1.3 MB at D=1280 stays in the cache, four times as fast as more
+LEARNT_FROM = "learnt_from.npy"  # [m] ids of the labelled examples that the representation was trained on, if any
 _GROWTH = 4  # a pool so many times the size that the space was learnt on deserves axes of its own
 
 
@@ -36,6 +37,7 @@ class PoolView:
         self._lock = threading.RLock()
         self._space: Space | None = None
         self._reduced: Floats | None = None
+        self._learnt_from: Ids | None = None  # does not change: another network is another representation
         self._logits: tuple[str, Floats] | None = None
 
     @property
@@ -54,6 +56,13 @@ class PoolView:
     def rows(self, example_ids: Ids) -> Floats:
         """[n, D] raw embeddings. Raises DataError if one is not embedded."""
         return self.table.rows(example_ids)
+
+    def learnt_from(self) -> Ids:
+        """[m] ids of the labelled examples that the network of this representation was trained on."""
+        path = self._folder / LEARNT_FROM
+        if self._learnt_from is None:
+            self._learnt_from = np.load(path, allow_pickle=False) if path.exists() else np.empty(0, np.int64)
+        return self._learnt_from
 
     def space(self) -> Space:
         """The space of this representation, learnt at first use; learnt again once the pool has grown a lot.

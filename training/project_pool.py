@@ -22,6 +22,7 @@ from .values import EmbedReport, Example
 
 if TYPE_CHECKING:
     from .fine_tuning import FineTuned
+    from .tuning import Teacher
 
 Ids = NDArray[np.int64]
 
@@ -139,6 +140,7 @@ class ProjectPool:
         folder: Path,
         *,
         groups: Mapping[int, str] | None = None,
+        teach: Callable[[], Teacher] | None = None,
         on_step: OnStep = lambda step: None,
         on_epoch: OnEpoch = lambda epoch: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -159,6 +161,7 @@ class ProjectPool:
             folder,
             facts=self._facts() if any(labels.spec.inputs for labels in heads) else None,
             groups=groups,
+            teach=teach,
             on_step=on_step,
             on_epoch=on_epoch,
             should_stop=should_stop,

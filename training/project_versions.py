@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from .targets import HeadLabels, HeadSpec
 from .values import LabelledSet, Predictions
 from .version_values import StoredHead, StoredVersion, VersionContent, VersionInfo
 from .versions import VersionStore
+
+if TYPE_CHECKING:
+    from .tuning import Teacher
 
 Ids = NDArray[np.int64]
 _HEADS_IN_MEMORY = 4
@@ -208,6 +211,18 @@ class ProjectVersions(ProjectPool):
         ids = as_ids(example_ids)
         known, outputs = self._outputs(self._load(version), ids)
         return tuple(output.answers().scattered(np.flatnonzero(known), len(ids)) for output in outputs)
+
+    def teacher(self, version: str, example_ids: Sequence[int] | Ids) -> Teacher:
+        """What a version says of examples, for `fine_tune` to teach; those that are not embedded are left out.
+
+        Raises:
+            VersionMissing, CheckpointCorrupt.
+        """
+        from .fine_tuning import teacher_of
+
+        ids = as_ids(example_ids)
+        known, outputs = self._outputs(self._load(version), ids)
+        return teacher_of(ids[known], outputs)
 
     def _outputs(self, stored: StoredVersion, ids: Ids) -> tuple[NDArray[np.bool_], list[Output]]:
         """Which of n ids are embedded, [n], and what each head says of those."""

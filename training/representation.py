@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CheckpointCorrupt, RepresentationError, UnreadableImage, VersionMissing, WeightsUnusable
-from .files import locked, read_json, write_json
+from .files import locked, read_json, write_bytes, write_json
+from .pool_view import LEARNT_FROM
 from .ranking import hash_ids
 
 if TYPE_CHECKING:
@@ -146,12 +147,13 @@ class Representations:
                 write_json(self._pool / "state.json", state | {"current": representation})
 
     # ------------------------------------------------------------------ fine-tuned networks
-    def add_tuned(self, weights: Path, backbone: str, note: str) -> Representation:
+    def add_tuned(self, weights: Path, backbone: str, note: str, learnt_from: NDArray[np.int64]) -> Representation:
         """Make a representation of a weights file; nothing uses it before `use`.
 
         Args:
             weights: with its side file, as `backbones.resolve` takes them; both are copied.
             backbone: name of the architecture.
+            learnt_from: ids of the labelled examples that the weights were trained on.
         Raises:
             RepresentationError.
         """
@@ -163,6 +165,9 @@ class Representations:
         for path in (weights, weights.with_name(f"{weights.name}.json")):
             if path.is_file():
                 shutil.copyfile(path, network / path.name)
+        ids = io.BytesIO()
+        np.save(ids, learnt_from)
+        write_bytes(self.folder(engine.id) / LEARNT_FROM, ids.getvalue())
         about = Representation(
             engine.id,
             "tuned",

@@ -55,7 +55,10 @@ def tuning(loop, monkeypatch):
     monkeypatch.setattr("backend.triggers.FEWEST_TO_JUDGE", 7)  # what sixty tasks can have
     loop.result, loop.seen, loop.epoch = "good", [], 1
 
-    def fine_tune_(model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, groups=None):
+    def fine_tune_(
+        model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, teach, groups=None
+    ):
+        loop.taught = teach and teach()
         loop.seen.append({i for labels in heads for i in labels.train})
         on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
         if isinstance(loop.result, BaseException):
@@ -110,6 +113,20 @@ def test_a_better_network_takes_over_with_its_embeddings_and_the_order_follows(t
     assert tuning.ls.served.model_version != served
     assert not due(tuning.refresher)  # until the labels have doubled
     assert [o.outcome for o in tuning.files.outcomes()] == ["promoted"]
+
+
+def test_the_live_version_teaches_what_it_says_of_tasks_without_a_label(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.run()
+    assert sorted(tuning.taught.ids) == sorted(list(tuning.tasks)[40:])
+
+
+def test_a_number_of_tasks_teaches_at_most_and_with_none_nobody_does(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    for most, told in ((5, 5), (0, None)):
+        tuning.workshop.settings = tuning.workshop.settings.model_copy(update={"tune_pool": most})
+        tuning.run()
+        assert (tuning.taught and len(tuning.taught.ids)) == told
 
 
 def test_a_worse_network_is_kept_back_and_shown_with_the_reason(tuning):

@@ -1,14 +1,17 @@
 """A fine-tuned network as a representation of a project: made beside the one in use, put into use with a version."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from training import api
+from training.answers import Amount, AnyOf, OneOf
 from training.backbones import feature_extractor
 from training.errors import NoTrainableExamples
-from training.fine_tuning import answers_of, head_of
+from training.fine_tuning import answers_of, head_of, teacher_of
 
 NAMES = tuple("0123456789")
 POOL = 120
@@ -80,13 +83,9 @@ def project(tmp_path, weights, engines, digits, load):
             self.model.promote(self.first)
 
         def again(self, **changes):
-            from dataclasses import replace
-
             return api.ProjectModel(self.home, replace(self.spec, **changes))
 
         def tune(self, **changes):
-            from dataclasses import replace
-
             return self.model.fine_tune(self.heads, self.examples, load, replace(self.settings, **changes), self.folder)
 
         def take_over(self):
@@ -219,3 +218,107 @@ def test_facts_that_a_question_names_come_with_its_examples(project, monkeypatch
     assert head.inputs == ("digit",)
     assert labelled.inputs["digit"].shape == (60, 2)  # the age, and whether it is missing
     assert (labelled.inputs["digit"][:, 1] > 0).sum() == 15  # centred over the pool
+
+
+def test_the_first_layers_stay_as_they_came(project, weights):
+    project.tune(frozen_layers=0.5)
+    (path,) = (project.folder / "network").glob(f"{BACKBONE}.safetensors")
+    from safetensors.torch import load_file
+
+    start, found = torch.load(weights), load_file(path)
+    learnt = [name for name in start if start[name].is_floating_point() and "running" not in name]
+    same = [torch.equal(start[name], found[name]) for name in learnt]
+    cut = same.index(False)
+    assert all(same[:cut]) and not any(same[cut:])
+    assert 0.4 * len(learnt) < cut < 0.6 * len(learnt)
+
+
+def test_a_head_is_not_measured_by_what_its_network_learnt_from(project, monkeypatch):
+    from training import head_fits
+
+    settings = replace(project.settings, held_out=0.4)
+    each = {i: str(i) for i in project.train}
+    tuned = project.model.fine_tune(
+        project.heads, project.examples, project.load, settings, project.folder, groups=each
+    )
+    project.model.embed_in(tuned.representation.id, project.examples, project.load)
+    seen = []
+    fit_head = head_fits.fit_head
+    monkeypatch.setattr(head_fits, "fit_head", lambda *a, **more: (seen.append(more["seen"]), fit_head(*a, **more))[1])
+    project.model.fit_heads(project.heads, generation=2, source={}, representation=tuned.representation.id)
+    project.again().fit_heads(project.heads, generation=3, source={})
+    assert seen[0].sum() == 60 - tuned.held_out and tuned.held_out == 24
+    assert not seen[1].any()  # a network that came as it is learnt from none of them
+
+
+class Asked(Exception):
+    """Stands for a run: the test looks at what it was given."""
+
+
+@pytest.fixture
+def given(monkeypatch):
+    from training import fine_tuning
+
+    seen = []
+
+    def look(start, heads, labelled, pictures, settings, **more):
+        seen.append((pictures, more["pool"], more["teacher"]))
+        raise Asked
+
+    monkeypatch.setattr(fine_tuning.tuning, "tune", look)
+    return seen
+
+
+def run_with(project, teach):
+    with pytest.raises(Asked):
+        project.model.fine_tune(
+            project.heads, project.examples, project.load, project.settings, project.folder, teach=teach
+        )
+
+
+def test_a_version_teaches_what_it_says_of_images_without_a_label(project, given):
+    unlabelled = list(range(91, 121))
+    run_with(project, lambda: project.model.teacher(project.first, range(1, POOL + 5)))
+    pictures, pool, teacher = given[0]
+    assert teacher.ids.tolist() == pool.ids.tolist() == unlabelled  # neither those of the labels nor of the audit slice
+    assert pictures.readable(pool.ids).all()
+    expected = project.model.predict(project.first, unlabelled).probabilities
+    assert teacher.probabilities["label"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_that_goes_on_is_told_what_it_was_told_at_first(project, given):
+    run_with(project, lambda: project.model.teacher(project.first, range(91, 121)))
+    run_with(project, lambda: pytest.fail("asked again"))
+    (_, _, first), (_, _, again) = given
+    assert (first.ids == again.ids).all() and (first.probabilities["label"] == again.probabilities["label"]).all()
+
+
+def test_a_teacher_of_other_classes_is_not_listened_to(project, given):
+    other = api.HeadLabels(api.HeadSpec(classes=("even", "odd")), {i: i % 2 for i in range(1, 61)}, {})
+    version = project.model.fit_heads([other], generation=2, source={}).id
+    run_with(project, lambda: project.model.teacher(version, range(91, 121)))
+    assert given[0][1:] == (None, None)
+
+
+def test_what_was_taught_is_told_with_the_network(project):
+    found = project.model.fine_tune(
+        project.heads,
+        project.examples,
+        project.load,
+        project.settings,
+        project.folder,
+        teach=lambda: project.model.teacher(project.first, range(91, 121)),
+    )
+    assert (
+        "on 60 labels of this project and what the model before it said of 30 other images" in found.representation.note
+    )
+
+
+def test_every_kind_of_answer_teaches_but_numbers():
+    tags, size = api.HeadSpec("tags", "multiple", ("x", "y")), api.HeadSpec("size", "number", low=0, high=9)
+    stars = api.HeadSpec("stars", "ordered", ("1", "2"))
+    likely = np.array([[0.9, 0.2]], np.float32)
+    outputs = [AnyOf(tags, likely), OneOf(stars, np.log(likely)), Amount(size, np.ones(1), np.ones(1), 0, 9)]
+    told = teacher_of(np.array([7]), outputs).probabilities
+    assert told.keys() == {"tags", "stars"}
+    assert all(values == pytest.approx(likely) for values in told.values())

@@ -297,3 +297,46 @@ def test_with_many_labels_the_temperature_is_the_one_of_most_likelihood():
     y = np.array([rng.choice(4, p=p) for p in softmax(logits / 2.5, axis=1)])
     assert module._fit_temperature(logits, y) == pytest.approx(fit_temperature(logits, y), rel=0.01)
     assert module._fit_temperature(logits, y) == pytest.approx(2.5, rel=0.05)
+
+
+def leaking(n, seed):
+    """Features in which half of the examples, those a network learnt from, show their class almost for sure."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    seen = np.arange(n) % 2 == 0
+    x = rng.normal(size=(n, 6))
+    x[:, :3] += np.eye(3)[y] * np.where(seen, 5.0, 0.8)[:, None]
+    return x.astype(np.float32), y, seen
+
+
+def test_examples_that_the_features_were_learnt_from_do_not_say_how_sure_a_head_may_be():
+    x, y, seen = leaking(400, 0)
+    new, truth, of_network = leaking(4_000, 1)
+    new, truth = new[~of_network], truth[~of_network]
+    space = Space.learn(x)
+    told, by_all = fit_head(x, y, 3, space, seen=seen), fit_head(x, y, 3, space)
+    costs = [-np.log(fit.head.probabilities(new)[np.arange(len(new)), truth]).mean() for fit in (told, by_all)]
+    assert costs[0] < costs[1] - 0.02
+    assert told.nll_out_of_fold == pytest.approx(costs[0], abs=0.08)
+    assert by_all.nll_out_of_fold < costs[1] - 0.1
+    best = min(
+        -np.log(Head(told.head.weight, told.head.bias, t).probabilities(new)[np.arange(len(new)), truth]).mean()
+        for t in np.geomspace(0.2, 5, 60)
+    )
+    assert costs[0] < best + 0.02
+
+
+def test_with_few_new_examples_all_count():
+    x, y, seen = leaking(200, 0)
+    seen[: 200 - 19] = True
+    seen[200 - 19 :] = False
+    few, none = fit_head(x, y, 3, Space.learn(x), seen=seen), fit_head(x, y, 3, Space.learn(x))
+    assert few.head.temperature == none.head.temperature and few.regularisation == none.regularisation
+
+
+def test_a_search_among_many_labels_looks_at_those_that_count():
+    x, y, _ = leaking(3_000, 0)
+    seen = np.ones(3_000, bool)
+    seen[-60:] = False
+    fit = fit_head(x, y, 3, Space.learn(x), seen=seen)
+    assert np.isfinite(fit.nll_out_of_fold) and fit.regularisation_labels == 3_000

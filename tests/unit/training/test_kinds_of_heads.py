@@ -275,3 +275,17 @@ def test_a_target_of_another_kind_is_no_answer(spec, wrong):
 @pytest.mark.parametrize("spec", [LABELS, AMOUNT, STARS, HeadSpec("q", "single", ("x", "y"))], ids=lambda s: s.kind)
 def test_a_question_comes_back_from_its_record(spec):
     assert HeadSpec.of(spec.record()) == spec
+
+
+def test_numbers_that_the_features_were_learnt_from_do_not_say_how_exact_a_head_is():
+    rng = np.random.default_rng(0)
+    y = rng.uniform(0, 100, 400)
+    seen = np.arange(400) % 2 == 0
+    x = rng.normal(size=(400, 5)).astype(np.float32)
+    x[:, 0] = (y - 50) / 10 + np.where(seen, 0.05, 3.0) * rng.normal(size=400)
+    space = Space.learn(x)
+    told = fit_number_head(x, y, (0.0, 100.0), space, seen=seen)
+    by_all = fit_number_head(x, y, (0.0, 100.0), space)
+    assert told.head.temperature > 1.2 * by_all.head.temperature
+    off = told.head.logits(x[~seen])[:, 0] - y[~seen] / 100
+    assert told.head.temperature == pytest.approx(off.std(), rel=0.15)
