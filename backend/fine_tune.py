@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 CANCEL = "tune_cancel"  # key in the shared state: somebody asked to stop
 RUNS_KEPT = 20
 _ASK_EVERY_S = 1.0  # whether to stop: a look at Redis, between steps of a tenth of a second
+_SHOW_EVERY_S = 5.0  # where a run is within an epoch: a write to Redis, between steps of a tenth of a second
 _LEASE_TRIES = 60
 _STALE_RUN_S = 86400.0  # a run begun so long ago is begun anew: its labels are old
 _MOST_STARTS = 5  # without an epoch between: what is killed as often is killed by what it does, by memory likely
@@ -160,6 +161,7 @@ class FineTuner:
         self._dispatcher = dispatcher
         self._show = show
         self._asked_at, self._stop = 0.0, False
+        self._shown_at = time.monotonic()
 
     def run(self) -> str:
         """Tune, judge, and put into use what passes; the outcome in words.
@@ -244,6 +246,16 @@ class FineTuner:
             loss = "" if epoch.loss is None else f", loss {epoch.loss:.3f}{held_out}, {epoch.images_per_s:.0f} images/s"
             self._show(epoch.epoch, epoch.epochs, f"epochs of fine-tuning{loss}")
 
+        def on_step(step: training.Step) -> None:
+            record.step(step)
+            now = time.monotonic()
+            if now - self._shown_at >= _SHOW_EVERY_S:
+                self._shown_at = now
+                where = (
+                    f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.3f}, {step.images_per_s:.0f} images/s"
+                )
+                self._show(step.step, step.steps, f"steps of fine-tuning, {where}")
+
         return self.desk.model.fine_tune(
             heads,
             examples,
@@ -252,7 +264,7 @@ class FineTuner:
             folder,
             groups=self._groups(),
             teach=self._teach(heads),
-            on_step=record.step,
+            on_step=on_step,
             on_epoch=on_epoch,
             should_stop=self._stopped,
         )

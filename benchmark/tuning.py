@@ -13,8 +13,9 @@ threads, epochs and bare passes in turns.
 **ham**: a fifth of the lesions of each seed is the test set; `--fraction` of the other pictures, whole lesions, is
 labelled. Each variant adds one thing to another, see `VARIANTS`; seeds are paired. Rows go to
 `results/tuning/ham10000.csv`; what is there is not run again, and a killed run goes on after its last whole epoch.
-Balanced accuracy and recalls are of probabilities for equally frequent classes; accuracy, calibration and selective
-risk of those for classes as frequent as the labels.
+Measured is what the product serves: a head on the network's features. Balanced accuracy and recalls are of
+probabilities for equally frequent classes; accuracy, calibration and selective risk of those for classes as frequent as
+the labels.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from training.backbones import Backbone, BackboneSpec, resolve
+from training.head import fit_head
+from training.linear import Head
+from training.space import Space
 from training.tuning import (
     Epoch,
     Examples,
@@ -50,6 +54,8 @@ from training.tuning import (
     tune,
 )
 from training.tuning.net import TunedNet, feature_width, trunk_of
+from training.tuning.result import frozen_features
+from training.wide_space import WideSpace
 from uncertainty.calibration import expected_calibration_error, negative_log_likelihood
 from uncertainty.selective import aurc
 
@@ -71,9 +77,12 @@ VARIANTS: dict[str, tuple[TuneSettings, str | None]] = {
     "head": (replace(PLAIN, epochs=0), None),
     "tuned": (PLAIN, "head"),
     "augment": (AUGMENTED, "tuned"),
+    "moving-norms": (replace(AUGMENTED, batch_norm="train", lr_trunk=1e-3, lr_head=1e-3), "augment"),
     "cutmix": (replace(AUGMENTED, mixing="cutmix"), "augment"),
     "cutmix-object": (BY_OBJECT, "augment"),
     "distill": (BY_OBJECT, "cutmix-object"),
+    "distill-head": (BY_OBJECT, "cutmix-object"),
+    "fixmatch": (replace(BY_OBJECT, fixmatch=True), "cutmix-object"),
     "inputs": (BY_OBJECT, "cutmix-object"),
 }
 
@@ -185,12 +194,7 @@ class Bench:
             input_size=self.size,
             accelerator="cpu",
         )
-        teacher = None
-        if variant == "distill":
-            ids = np.concatenate([labelled, pool])
-            members = [self.run("cutmix-object", fraction, seed + 1000 * k, first) for k in range(MEMBERS)]
-            told = [predict(member, self.pictures, ids).log_probabilities for member in members]
-            teacher = Teacher(ids, ensemble_probabilities(told))
+        teacher = self.teacher(variant, fraction, seed, first)
         extra = variant == "inputs"
         tuned = tune(
             self.start,
@@ -198,7 +202,7 @@ class Bench:
             examples(self.ham, labelled, answers=True, inputs=extra),
             self.pictures,
             settings,
-            pool=examples(self.ham, pool, answers=False, inputs=extra) if teacher and len(pool) else None,
+            pool=examples(self.ham, pool, answers=False, inputs=extra) if (teacher or settings.fixmatch) else None,
             teacher=teacher,
             folder=done / "run",
             on_epoch=lambda epoch: tell(name, epoch),
@@ -206,12 +210,25 @@ class Bench:
         tuned.save(done)
         return tuned
 
+    def teacher(self, variant: str, fraction: float, seed: int, first: int) -> Teacher | None:
+        """Who teaches a variant: several tuned networks on all pictures; or, as in a project that tunes its first, the
+        head on frozen features on those without a label (to the others it would say what it learnt by heart)."""
+        labelled, pool, _ = split(self.ham, fraction, first)
+        if variant == "distill":
+            ids = np.concatenate([labelled, pool])
+            members = [self.run("cutmix-object", fraction, seed + 1000 * k, first) for k in range(MEMBERS)]
+        elif variant == "distill-head":
+            ids, members = pool, [self.run("head", fraction, seed, first)]
+        else:
+            return None
+        told = [predict(member, self.pictures, ids).log_probabilities for member in members]
+        return Teacher(ids, ensemble_probabilities(told))
+
     def row(self, variant: str, fraction: float, seed: int) -> dict[str, Any]:
         begun = time.monotonic()
         tuned = self.run(variant, fraction, seed)
         labelled, _, test = split(self.ham, fraction, seed)
-        inputs = {name: values[test] for name, values in self.ham.inputs.items()} if variant == "inputs" else None
-        found = worth(tuned, self.pictures, test, self.ham.labels[test], inputs)
+        found = worth(tuned, self.ham, self.pictures, labelled, test, inputs=variant == "inputs")
         trained = [epoch.images_per_s for epoch in tuned.history if epoch.epoch]
         return {
             "variant": variant,
@@ -231,16 +248,45 @@ class Bench:
 
 
 def worth(
-    tuned: Tuned,
-    pictures: Pictures,
-    rows: NDArray[np.int64],
-    truth: NDArray[np.int64],
-    inputs: dict[str, NDArray[np.float32]] | None = None,
+    tuned: Tuned, ham: Ham, pictures: Pictures, labelled: NDArray[np.int64], test: NDArray[np.int64], *, inputs: bool
 ) -> dict[str, float]:
-    """What a network is worth on pictures it has not seen."""
-    uniform = predict(tuned, pictures, rows, inputs, uniform=True).log_probabilities["dx"].argmax(1)
-    p = np.exp(predict(tuned, pictures, rows, inputs).log_probabilities["dx"].astype(np.float64))
+    """What a network is worth on pictures it has not seen, as the product serves it: with a head fitted on its features
+    of all labelled pictures, calibrated by those that it was not tuned on.
+
+    Args:
+        labelled, test: rows; inputs: the head is told the extra inputs too.
+    """
+    net = tuned.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learnt, seen = (
+        frozen_features(net.trunk, pictures, rows, tuned.input_size, 1).numpy() for rows in (labelled, test)
+    )
+    space: Space | WideSpace = Space.learn(np.concatenate([learnt, seen]))
+    if inputs:
+        beside = [np.nan_to_num(values) for values in ham.inputs.values()]
+        space = WideSpace(space, sum(values.shape[1] for values in beside))
+        learnt = np.concatenate([learnt, *(values[labelled] for values in beside)], 1)
+        seen = np.concatenate([seen, *(values[test] for values in beside)], 1)
+    of_network = np.zeros(len(labelled), bool)
+    if tuned.best_epoch:
+        of_network = ~np.isin(labelled, tuned.held_out)
+    head = fit_head(
+        learnt,
+        ham.labels[labelled],
+        len(CLASSES),
+        space,
+        groups=lambda: np.unique(ham.lesions[labelled], return_inverse=True)[1],
+        seen=of_network,
+    ).head
+    truth = ham.labels[test]
+    width = space.space.width if isinstance(space, WideSpace) else space.width
+    of_picture = Head(head.weight[:width], head.bias, head.temperature)
+    columns = of_picture.logits(seen[:, :width]) + seen[:, width:] @ head.weight[width:]
+    log_p = head.log_probabilities(columns).astype(np.float64)
+    p = np.exp(log_p)
     p /= p.sum(1, keepdims=True)
+    # As for classes that are equally frequent: balanced accuracy counts them so.
+    shares = np.bincount(ham.labels[labelled], minlength=len(CLASSES)) + 0.5
+    uniform = (log_p - np.log(shares)).argmax(1)
     recalls = [float((uniform[truth == c] == c).mean()) for c in range(len(CLASSES))]
     right = p.argmax(1) == truth
     return {

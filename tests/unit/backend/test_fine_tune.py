@@ -60,6 +60,7 @@ def tuning(loop, monkeypatch):
     ):
         loop.taught = teach and teach()
         loop.seen.append({i for labels in heads for i in labels.train})
+        on_step(api.Step(1, 3, 9, 0.7, {}, 1e-4, 50.0, 1.0))
         on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
         if isinstance(loop.result, BaseException):
             raise loop.result
@@ -119,6 +120,16 @@ def test_the_live_version_teaches_what_it_says_of_tasks_without_a_label(tuning):
     tuning.give(list(tuning.tasks)[:40])
     tuning.run()
     assert sorted(tuning.taught.ids) == sorted(list(tuning.tasks)[40:])
+
+
+def test_where_a_run_is_within_an_epoch_is_shown_now_and_then(tuning, monkeypatch):
+    tuning.give(list(tuning.tasks)[:40])
+    for pause, steps in ((0.0, [(3, 9)]), (3600.0, [])):
+        monkeypatch.setattr(fine_tune, "_SHOW_EVERY_S", pause)
+        shown = []
+        FineTuner(tuning.refresher, tuning.jobs, lambda *where, shown=shown: shown.append(where)).run()
+        assert [where[:2] for where in shown if where[2].startswith("steps")] == steps
+        assert any(where[2].startswith("epochs") for where in shown)
 
 
 def test_a_number_of_tasks_teaches_at_most_and_with_none_nobody_does(tuning):
