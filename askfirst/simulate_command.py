@@ -81,6 +81,12 @@ def _simulate(request: Request, settings: Settings, console: Console) -> None:
             noise=request.noise,
             workers=request.workers,
         )
+        pool = round((1 - plan.test_share) * len(oracle.labels))
+        if plan.budget > pool:
+            bars.console.print(
+                f"  --budget {plan.budget} is more than there is: {1 - plan.test_share:.0%} of {len(oracle.labels):,} "
+                f"examples are to be asked for, about {pool:,}; each run ends when all are labelled"
+            )
         pairs = bars.add_task("strategies x seeds", total=len(plan.strategies) * plan.seeds)
         for progress in simulation.run(oracle, plan, request.out, about=about):
             bars.update(pairs, completed=progress.done)  # stopped here, the same command goes on

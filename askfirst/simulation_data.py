@@ -71,7 +71,8 @@ def read_labels(images: Path, table: Path | None, label: str | None, group: str 
         raise DataProblem(f"{table} labels no image of {data.folder}; it names {shortened(missing)}")
     notes = list(data.notes)
     if missing:
-        notes.append(f"{len(missing)} rows of {table} name no image of {data.folder}: {shortened(missing)}")
+        rows = f"1 row of {table} names" if len(missing) == 1 else f"{len(missing)} rows of {table} name"
+        notes.append(f"{rows} no image of {data.folder}: {shortened(missing)}")
     if len(found) < len(data.files):
         notes.append(f"{len(data.files) - len(found)} images have no label and are left out")
     kinds = {value for value, _ in found.values()}

@@ -224,6 +224,8 @@ def _value(result: Any, control: Control) -> Value | None:
     for item in items:
         if item.get("from_name") != control.name or item.get("type", control.kind) != control.kind:
             continue
+        if item.get("to_name", control.to_name) != control.to_name:
+            continue  # about another object: imported, or from before the config was changed
         if _places(item) or (item.get("id") is not None and item.get("id") in regions):
             continue
         value = item.get("value")

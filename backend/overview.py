@@ -104,8 +104,8 @@ def label_sentences(summary: Mapping[str, int]) -> list[str]:
         )
     if summary.get("unknown"):
         found.append(
-            f"{summary['unknown']} task(s) have a label that the labelling config does not list; they count again when "
-            "the label is back"
+            f"{summary['unknown']} task(s) have an answer that the labelling config does not allow (a label that it "
+            "does not list, two where it asks for one, a number off its scale); they count again when it does"
         )
     if summary.get("half"):
         found.append(

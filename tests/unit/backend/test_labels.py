@@ -50,6 +50,13 @@ def test_one_answer_is_the_label():
     assert label(a) == Label("cat", "agreed", (("cat", 1),), (a["id"],))
 
 
+def test_an_answer_about_another_object_is_none_of_ours():
+    assert label(annotation(result=[item("cat", to_name="text")])).kind == "empty"
+    unnamed = item("cat")
+    del unnamed["to_name"]  # of imports that leave it out
+    assert label(annotation(result=[unnamed])).value == "cat"
+
+
 def test_nothing_at_all_is_empty():
     assert label() == Label(None, "empty")
 
