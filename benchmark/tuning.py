@@ -7,8 +7,8 @@
 `FOLDER` holds `ham10000_200x150/` and `weights/`. mobilenet_v2 with ImageNet weights.
 
 **speed**: pictures a second of whole epochs of the loop (decoded pictures, RandAugment, CutMix by object, update,
-average) against forward and backward passes alone of the same network on one batch that lies ready: same size, same
-threads, epochs and bare passes in turns.
+average) against forward and backward passes alone of the same network on one batch that lies ready: as torchvision has
+it, and with its norms folded and first layers frozen as the loop does; same size, same threads, all in turns.
 
 **ham**: a fifth of the lesions of each seed is the test set; `--fraction` of the other pictures, whole lesions, is
 labelled. Each variant adds one thing to another, see `VARIANTS`; seeds are paired. Rows go to
@@ -53,7 +53,7 @@ from training.tuning import (
     side_for,
     tune,
 )
-from training.tuning.net import TunedNet, feature_width, trunk_of
+from training.tuning.net import TunedNet, as_trained, feature_width, freeze_first, trunk_of
 from training.tuning.result import frozen_features
 from training.wide_space import WideSpace
 from uncertainty.calibration import expected_calibration_error, negative_log_likelihood
@@ -399,23 +399,19 @@ def speed(args: argparse.Namespace) -> None:
             precision="32",
             start_heads=False,
         )
-        bare = _bare(start, args)
-        loop_speeds: list[float] = []
-        bare_speeds: list[float] = []
+        bares = {"bare": _bare(start, args, None), "bare_alike": _bare(start, args, settings)}
+        speeds: dict[str, list[float]] = {"loop": [], "bare": [], "bare_alike": []}
 
-        def both(
-            epoch: Epoch, bare: Iterator[float] = bare, ours: list[float] = loop_speeds, its: Any = bare_speeds
-        ) -> None:
+        def in_turns(epoch: Epoch, bares: dict[str, Iterator[float]] = bares, to: Any = speeds) -> None:
             if epoch.epoch:
-                ours.append(epoch.images_per_s)
-            its.append(next(bare))
+                to["loop"].append(epoch.images_per_s)
+            for name, passes in bares.items():
+                to[name].append(next(passes))
 
-        tune(start, [HEAD], examples(data, rows, answers=True, inputs=False), pictures, settings, on_epoch=both)
-        found[variant] = {
-            "loop_images_per_s": [round(x, 1) for x in loop_speeds],
-            "bare_images_per_s": [round(x, 1) for x in bare_speeds],
-            "ratio_of_medians": round(float(np.median(loop_speeds) / np.median(bare_speeds)), 3),
-        }
+        tune(start, [HEAD], examples(data, rows, answers=True, inputs=False), pictures, settings, on_epoch=in_turns)
+        medians = {name: float(np.median(values)) for name, values in speeds.items()}
+        found[variant] = {f"{name}_images_per_s": [round(x, 1) for x in values] for name, values in speeds.items()}
+        found[variant] |= {f"share_of_{name}": round(medians["loop"] / medians[name], 3) for name in bares}
         print(variant, found[variant], flush=True)
     about = {
         "network": start.name,
@@ -427,10 +423,16 @@ def speed(args: argparse.Namespace) -> None:
     args.out.write_text(json.dumps({"settings": about, "results": found}, indent=1) + "\n")
 
 
-def _bare(start: Backbone, args: argparse.Namespace) -> Iterator[float]:
-    """Pictures a second of forward and backward passes on one batch that lies ready."""
-    trunk = trunk_of(start)
+def _bare(start: Backbone, args: argparse.Namespace, settings: TuneSettings | None) -> Iterator[float]:
+    """Pictures a second of forward and backward passes on one batch that lies ready.
+
+    Of the network as torchvision has it, all layers trained; with `settings`, of the one that the loop trains: norms
+    folded, first layers frozen.
+    """
+    trunk = as_trained(start).build().requires_grad_(True) if settings is None else trunk_of(start)
     net = TunedNet(trunk, feature_width(trunk, args.size), [HEAD], {})
+    if settings is not None:
+        freeze_first(net, settings.frozen_layers)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.training_mode(frozen_norms=True)
     images = torch.randint(0, 256, (args.batch, args.size, args.size, 3), dtype=torch.uint8)
