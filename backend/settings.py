@@ -269,9 +269,10 @@ class Settings(BaseSettings):
     )
 
     tune_pool: int = _setting(
-        2000,
+        0,
         "images",
-        "images without a label from which the network learns what the live model says of them; 0: none",
+        "images without a label from which the network learns what the live model says of them, in steps twice as long;"
+        " 0: none",
         "ASKFIRST_TUNE_POOL",
         ge=0,
     )

@@ -39,12 +39,16 @@ GIVE_UP_S = 120.0
 BLOCK = 10  # labels in a row with fine-tuning beside, then without
 
 
-def measure(stack: Stack, project_id: int, labels: int, pause_s: float) -> list[dict[str, float]]:
-    """One row per label: seconds to submit, to the order, to the served task, and the refresh's own laps."""
+def measure(stack: Stack, project_id: int, labels: int, pause_s: float, *, before: int = 0) -> list[dict[str, float]]:
+    """One row per label: seconds to submit, to the order, to the served task, and the refresh's own laps.
+
+    Args:
+        before: labels that the project has.
+    """
     rows = []
     state = stack.workshop.state
     task = stack.next_task(project_id)
-    for count in range(1, labels + 1):
+    for count in range(before + 1, before + labels + 1):
         begun = time.perf_counter()
         stack.submit(task)
         submitted = time.perf_counter()
@@ -114,10 +118,10 @@ def measure_beside(
             time.sleep(1.0)
         while len(beside) < labels // 2:
             process.send_signal(signal.SIGSTOP)
-            alone += measure(stack, project_id, BLOCK, pause_s)
+            alone += measure(stack, project_id, BLOCK, pause_s, before=len(alone) + len(beside))
             process.send_signal(signal.SIGCONT)
             time.sleep(2.0)
-            beside += measure(stack, project_id, BLOCK, pause_s)
+            beside += measure(stack, project_id, BLOCK, pause_s, before=len(alone) + len(beside))
     return alone, beside
 
 

@@ -118,6 +118,7 @@ def test_a_better_network_takes_over_with_its_embeddings_and_the_order_follows(t
 
 def test_the_live_version_teaches_what_it_says_of_tasks_without_a_label(tuning):
     tuning.give(list(tuning.tasks)[:40])
+    tuning.workshop.settings = tuning.workshop.settings.model_copy(update={"tune_pool": 1000})
     tuning.run()
     assert sorted(tuning.taught.ids) == sorted(list(tuning.tasks)[40:])
 
