@@ -95,6 +95,7 @@ def fine_tuning(data: Path, work: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = ["nice", "-n", str(settings.nice + TRAIN_NICER), sys.executable, "-m", "benchmark.tuning", "ham"]
     command += ["--data", str(data), "--work", str(work), "--fraction", "0.05", "--variant", "cutmix-object"]
     command += ["--size", "128", "--epochs", "1000", "--seeds", "1", "--first-seed", "999", "--threads", str(threads)]
+    command += ["--patience", "0"]
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=log)
     try:
@@ -122,6 +123,8 @@ def measure_beside(
             process.send_signal(signal.SIGCONT)
             time.sleep(2.0)
             beside += measure(stack, project_id, BLOCK, pause_s, before=len(alone) + len(beside))
+            if process.poll() is not None:
+                raise SystemExit(f"the run beside ended early:\n{(work / 'log').read_text()[-2000:]}")
     return alone, beside
 
 

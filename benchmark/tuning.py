@@ -176,6 +176,7 @@ class Bench:
     epochs: int
     threads: int
     work: Path
+    patience: int = TuneSettings.patience
 
     def run(self, variant: str, fraction: float, seed: int, first: int | None = None) -> Tuned:
         """Fine-tune, or read what was; `first`: seed of the split, if it is another."""
@@ -189,6 +190,7 @@ class Bench:
         settings = replace(
             settings,
             epochs=0 if variant == "head" else self.epochs,
+            patience=self.patience,
             seed=seed,
             threads=self.threads,
             input_size=self.size,
@@ -316,6 +318,7 @@ def ham(args: argparse.Namespace) -> None:
         args.epochs,
         args.threads,
         args.work,
+        args.patience,
     )
     names = tuple(VARIANTS) if args.variant == "all" else tuple(args.variant.split(","))
     keys = ("variant", "fraction", "seed", "size", "epochs")
@@ -457,6 +460,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--patience", type=int, default=TuneSettings.patience, help="0: no early stop")
     parser.add_argument("--batch", type=int, default=32, help="of the speed test")
     parser.add_argument("--steps", type=int, default=6, help="an epoch of the speed test")
     parser.add_argument("--rounds", type=int, default=5, help="of the speed test")
