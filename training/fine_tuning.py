@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,9 +151,9 @@ def _kept_teacher(
 ) -> tuning.Teacher | None:
     """What a teacher says of `others` to the questions `asked`, now or when the run began; None for nothing."""
     try:
-        kept = np.load(path, allow_pickle=False)
-        found = tuning.Teacher(kept["ids"], {name[1:]: kept[name] for name in kept.files if name != "ids"})
-    except (OSError, ValueError, KeyError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            found = tuning.Teacher(kept["ids"], {name[1:]: kept[name] for name in kept.files if name != "ids"})
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # none yet, or not whole
         found = teach()
         part = io.BytesIO()
         arrays: dict[str, Any] = {f"/{name}": told for name, told in found.probabilities.items()}

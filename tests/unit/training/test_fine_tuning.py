@@ -293,6 +293,14 @@ def test_a_run_that_goes_on_is_told_what_it_was_told_at_first(project, given):
     assert (first.ids == again.ids).all() and (first.probabilities["label"] == again.probabilities["label"]).all()
 
 
+def test_a_file_of_what_was_told_that_is_not_whole_is_made_anew(project, given):
+    run_with(project, lambda: project.model.teacher(project.first, range(91, 121)))
+    path = project.folder / "taught.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    run_with(project, lambda: project.model.teacher(project.first, range(91, 100)))
+    assert len(given[0][2].ids) == 30 and len(given[1][2].ids) == 9
+
+
 def test_a_teacher_of_other_classes_is_not_listened_to(project, given):
     other = api.HeadLabels(api.HeadSpec(classes=("even", "odd")), {i: i % 2 for i in range(1, 61)}, {})
     version = project.model.fit_heads([other], generation=2, source={}).id
