@@ -9,7 +9,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a refit did not start. Values are written to logs and to the status page."""
 
-    NO_LABELS = "there is no label yet"
+    NO_LABELS = "there is no label of an embedded image yet"
     NOTHING_NEW = "nothing new since the last refit"
     PAUSED = "START_TRAINING_EACH_N_UPDATES is 0: only the Start Training button refits"
     TOO_FEW = "fewer labels than the project's minimum"
