@@ -258,7 +258,8 @@ class Settings(BaseSettings):
     tune_flips: Literal["none", "horizontal", "both"] = _setting(
         "none",
         "name",
-        "none, horizontal or both: how images may be turned over without changing their label",
+        "none, horizontal or both: how images may be turned over without changing their label; in training, and for the"
+        " features of a fine-tuned network: the mean over 2 (horizontal) or 4 (both) views, in as many times the time",
         "ASKFIRST_TUNE_FLIPS",
     )
     tune_mixing: Literal["none", "cutmix", "cutmix-object", "saliency"] = _setting(

@@ -1,16 +1,11 @@
-"""Fine-tuning: how fast the loop is beside the bare network, and what it is worth on HAM10000.
+"""What fine-tuning and its parts are worth on HAM10000.
 
-    python -m benchmark.tuning speed --data FOLDER
     python -m benchmark.tuning ham --data FOLDER --fraction 0.1 --variant all --seeds 3 --size 128 --epochs 20
     python -m benchmark.tuning table
 
 `FOLDER` holds `ham10000_200x150/` and `weights/`. mobilenet_v2 with ImageNet weights.
 
-**speed**: pictures a second of whole epochs of the loop (decoded pictures, RandAugment, CutMix by object, update,
-average) against forward and backward passes alone of the same network on one batch that lies ready: as torchvision has
-it, and with its norms folded and first layers frozen as the loop does; same size, same threads, all in turns.
-
-**ham**: a fifth of the lesions of each seed is the test set; `--fraction` of the other pictures, whole lesions, is
+A fifth of the lesions of each seed is the test set; `--fraction` of the other pictures, whole lesions, is
 labelled. Each variant adds one thing to another, see `VARIANTS`; seeds are paired. Rows go to
 `results/tuning/ham10000.csv`; what is there is not run again, and a killed run goes on after its last whole epoch.
 Measured is what the product serves: a head on the network's features. Balanced accuracy and recalls are of
@@ -22,21 +17,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from training.backbones import Backbone, BackboneSpec, resolve
+from training.backbones import Backbone, BackboneSpec, Flips, resolve
+from training.engine import open_engine
 from training.head import fit_head
+from training.images import decode
 from training.linear import Head
 from training.space import Space
 from training.tuning import (
@@ -53,8 +49,6 @@ from training.tuning import (
     side_for,
     tune,
 )
-from training.tuning.net import TunedNet, as_trained, feature_width, freeze_first, trunk_of
-from training.tuning.result import frozen_features
 from training.wide_space import WideSpace
 from uncertainty.calibration import expected_calibration_error, negative_log_likelihood
 from uncertainty.selective import aurc
@@ -68,22 +62,40 @@ HEAD = HeadSpec("dx", "single", CLASSES)
 INPUTS = ("age", "sex", "localization")
 TEST_SHARE = 0.2  # of the lesions
 MEMBERS = 2  # of the ensemble that teaches
+EMBEDDED = 64  # pictures at a time
+Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
-PLAIN = TuneSettings(augmentation="none", mixing="none", flips="both")  # a lesion has no right way up
+# A lesion has no right way up.
+PLAIN = TuneSettings(augmentation="none", mixing="none", flips="both", start_shares=())
 AUGMENTED = replace(PLAIN, augmentation="randaugment")
 BY_OBJECT = replace(AUGMENTED, mixing="cutmix-object")
-# What each variant is made of, and which one it adds something to.
-VARIANTS: dict[str, tuple[TuneSettings, str | None]] = {
-    "head": (replace(PLAIN, epochs=0), None),
-    "tuned": (PLAIN, "head"),
-    "augment": (AUGMENTED, "tuned"),
-    "moving-norms": (replace(AUGMENTED, batch_norm="train", lr_trunk=1e-3, lr_head=1e-3), "augment"),
-    "cutmix": (replace(AUGMENTED, mixing="cutmix"), "augment"),
-    "cutmix-object": (BY_OBJECT, "augment"),
-    "distill": (BY_OBJECT, "cutmix-object"),
-    "distill-head": (BY_OBJECT, "cutmix-object"),
-    "fixmatch": (replace(BY_OBJECT, fixmatch=True), "cutmix-object"),
-    "inputs": (BY_OBJECT, "cutmix-object"),
+MOVING_NORMS = replace(AUGMENTED, batch_norm="train", lr_trunk=1e-3, lr_head=1e-3)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is tuned, and how it is served."""
+
+    settings: TuneSettings
+    base: str | None  # the variant to which it adds one thing
+    network: str = ""  # the variant whose network this is; "": one of its own
+    flips: Flips = "none"  # views over which features are averaged
+
+
+VARIANTS = {
+    "head": Variant(replace(PLAIN, epochs=0), None),
+    "tuned": Variant(PLAIN, "head"),
+    "augment": Variant(AUGMENTED, "tuned"),
+    "blend": Variant(replace(AUGMENTED, start_shares=TuneSettings.start_shares), "augment"),
+    "views": Variant(AUGMENTED, "augment", network="augment", flips="both"),
+    "moving-norms": Variant(MOVING_NORMS, "augment"),
+    "moving-norms-views": Variant(MOVING_NORMS, "moving-norms", network="moving-norms", flips="both"),
+    "cutmix": Variant(replace(AUGMENTED, mixing="cutmix"), "augment"),
+    "cutmix-object": Variant(BY_OBJECT, "augment"),
+    "distill": Variant(AUGMENTED, "augment"),
+    "distill-head": Variant(AUGMENTED, "augment"),
+    "fixmatch": Variant(replace(AUGMENTED, fixmatch=True), "augment"),
+    "inputs": Variant(AUGMENTED, "augment"),
 }
 
 
@@ -178,17 +190,16 @@ class Bench:
     work: Path
     patience: int = TuneSettings.patience
 
-    def run(self, variant: str, fraction: float, seed: int, first: int | None = None) -> Tuned:
-        """Fine-tune, or read what was; `first`: seed of the split, if it is another."""
+    def run(self, variant: str, fraction: float, seed: int, first: int | None = None) -> tuple[Tuned, Path]:
+        """Fine-tune, or read what was, and where it is; `first`: seed of the split, if it is another."""
         first = seed if first is None else first
         name = f"{variant}-{fraction:g}-{first}-{seed}-{self.size}-{self.epochs}"
         done = self.work / name
         if (done / "heads.json").exists():
-            return load(done)
+            return load(done), done
         labelled, pool, _ = split(self.ham, fraction, first)
-        settings, _ = VARIANTS[variant]
         settings = replace(
-            settings,
+            VARIANTS[variant].settings,
             epochs=0 if variant == "head" else self.epochs,
             patience=self.patience,
             seed=seed,
@@ -210,7 +221,7 @@ class Bench:
             on_epoch=lambda epoch: tell(name, epoch),
         )
         tuned.save(done)
-        return tuned
+        return tuned, done
 
     def teacher(self, variant: str, fraction: float, seed: int, first: int) -> Teacher | None:
         """Who teaches a variant: several tuned networks on all pictures; or, as in a project that tunes its first, the
@@ -218,9 +229,9 @@ class Bench:
         labelled, pool, _ = split(self.ham, fraction, first)
         if variant == "distill":
             ids = np.concatenate([labelled, pool])
-            members = [self.run("cutmix-object", fraction, seed + 1000 * k, first) for k in range(MEMBERS)]
+            members = [self.run("augment", fraction, seed + 1000 * k, first)[0] for k in range(MEMBERS)]
         elif variant == "distill-head":
-            ids, members = pool, [self.run("head", fraction, seed, first)]
+            ids, members = pool, [self.run("head", fraction, seed, first)[0]]
         else:
             return None
         told = [predict(member, self.pictures, ids).log_probabilities for member in members]
@@ -228,9 +239,11 @@ class Bench:
 
     def row(self, variant: str, fraction: float, seed: int) -> dict[str, Any]:
         begun = time.monotonic()
-        tuned = self.run(variant, fraction, seed)
+        made = VARIANTS[variant]
+        tuned, folder = self.run(made.network or variant, fraction, seed)
         labelled, _, test = split(self.ham, fraction, seed)
-        found = worth(tuned, self.ham, self.pictures, labelled, test, inputs=variant == "inputs")
+        embed = embedder(tuned, folder, self.ham, self.threads, made.flips)
+        found = worth(tuned, embed, self.ham, labelled, test, inputs=variant == "inputs")
         trained = [epoch.images_per_s for epoch in tuned.history if epoch.epoch]
         return {
             "variant": variant,
@@ -249,19 +262,35 @@ class Bench:
         }
 
 
+def embedder(tuned: Tuned, folder: Path, ham: Ham, threads: int | None, flips: Flips = "none") -> Embed:
+    """Rows -> features [n, D], as the product makes them of a network's file."""
+    weights = folder / f"{tuned.architecture}.safetensors"
+    backbone = resolve(BackboneSpec(tuned.architecture, str(weights), flips=flips), folder)
+    engine = open_engine(backbone, folder / "engines", threads=threads)
+
+    def embed(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = np.array_split(rows, max(1, len(rows) // EMBEDDED))
+        with ThreadPoolExecutor(threads) as pool:
+            return np.concatenate(
+                [
+                    engine.embed(np.stack(list(pool.map(lambda r: decode(ham.load(r), engine.input_size), part))))
+                    for part in parts
+                ]
+            )
+
+    return embed
+
+
 def worth(
-    tuned: Tuned, ham: Ham, pictures: Pictures, labelled: NDArray[np.int64], test: NDArray[np.int64], *, inputs: bool
+    tuned: Tuned, embed: Embed, ham: Ham, labelled: NDArray[np.int64], test: NDArray[np.int64], *, inputs: bool
 ) -> dict[str, float]:
     """What a network is worth on pictures it has not seen, as the product serves it: with a head fitted on its features
     of all labelled pictures, calibrated by those that it was not tuned on.
 
     Args:
-        labelled, test: rows; inputs: the head is told the extra inputs too.
+        embed: rows -> the network's features; labelled, test: rows; inputs: the head is told the extra inputs too.
     """
-    net = tuned.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learnt, seen = (
-        frozen_features(net.trunk, pictures, rows, tuned.input_size, 1).numpy() for rows in (labelled, test)
-    )
+    learnt, seen = embed(labelled), embed(test)
     space: Space | WideSpace = Space.learn(np.concatenate([learnt, seen]))
     if inputs:
         beside = [np.nan_to_num(values) for values in ham.inputs.values()]
@@ -359,7 +388,7 @@ def table() -> str:
         ]
         by = {str(name): rows.set_index("seed") for name, rows in part.groupby("variant")}
         for name in (name for name in VARIANTS if name in by):
-            mine, base = by[name], VARIANTS[name][1]
+            mine, base = by[name], VARIANTS[name].base
             mean = mine.mean(numeric_only=True)
             lines.append(
                 f"| {name} | {len(mine)} | {mean['balanced_accuracy']:.3f} | {_difference(by, name, base)} | "
@@ -380,77 +409,9 @@ def _difference(by: dict[str, pd.DataFrame], name: str, base: str | None) -> str
     return f"{base}: {100 * gain.mean():+.1f} ± {100 * half:.1f}"
 
 
-# ---------------------------------------------------------------------- speed
-def speed(args: argparse.Namespace) -> None:
-    """Whole epochs against bare passes, in turns."""
-    data = ham10000(args.data)
-    rows = np.arange(args.steps * args.batch)
-    start = backbone(args.data, args.work)
-    pictures = pictures_of(data, args.size, rows)
-    found: dict[str, Any] = {}
-    for variant in ("tuned", "augment", "cutmix-object"):
-        settings = replace(
-            VARIANTS[variant][0],
-            epochs=args.rounds,
-            fewest_steps=0,
-            held_out=0.0,
-            patience=0,
-            batch_size=args.batch,
-            input_size=args.size,
-            threads=args.threads,
-            accelerator="cpu",
-            precision="32",
-            start_heads=False,
-        )
-        bares = {"bare": _bare(start, args, None), "bare_alike": _bare(start, args, settings)}
-        speeds: dict[str, list[float]] = {"loop": [], "bare": [], "bare_alike": []}
-
-        def in_turns(epoch: Epoch, bares: dict[str, Iterator[float]] = bares, to: Any = speeds) -> None:
-            if epoch.epoch:
-                to["loop"].append(epoch.images_per_s)
-            for name, passes in bares.items():
-                to[name].append(next(passes))
-
-        tune(start, [HEAD], examples(data, rows, answers=True, inputs=False), pictures, settings, on_epoch=in_turns)
-        medians = {name: float(np.median(values)) for name, values in speeds.items()}
-        found[variant] = {f"{name}_images_per_s": [round(x, 1) for x in values] for name, values in speeds.items()}
-        found[variant] |= {f"share_of_{name}": round(medians["loop"] / medians[name], 3) for name in bares}
-        print(variant, found[variant], flush=True)
-    about = {
-        "network": start.name,
-        "size": args.size,
-        "batch": args.batch,
-        "threads": args.threads,
-        "steps": args.steps,
-    }
-    args.out.write_text(json.dumps({"settings": about, "results": found}, indent=1) + "\n")
-
-
-def _bare(start: Backbone, args: argparse.Namespace, settings: TuneSettings | None) -> Iterator[float]:
-    """Pictures a second of forward and backward passes on one batch that lies ready.
-
-    Of the network as torchvision has it, all layers trained; with `settings`, of the one that the loop trains: norms
-    folded, first layers frozen.
-    """
-    trunk = as_trained(start).build().requires_grad_(True) if settings is None else trunk_of(start)
-    net = TunedNet(trunk, feature_width(trunk, args.size), [HEAD], {})
-    if settings is not None:
-        freeze_first(net, settings.frozen_layers)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net.training_mode(frozen_norms=True)
-    images = torch.randint(0, 256, (args.batch, args.size, args.size, 3), dtype=torch.uint8)
-    labels = torch.randint(0, len(CLASSES), (args.batch,))
-    while True:
-        begun = time.monotonic()
-        for _ in range(args.steps):
-            net.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(net(images, {})[0], labels).backward()
-        yield args.steps * args.batch / (time.monotonic() - begun)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "ham", "table"))
+    parser.add_argument("what", choices=("ham", "table"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/tuning"))
     parser.add_argument("--size", type=int, default=128)
@@ -461,17 +422,13 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--patience", type=int, default=TuneSettings.patience, help="0: no early stop")
-    parser.add_argument("--batch", type=int, default=32, help="of the speed test")
-    parser.add_argument("--steps", type=int, default=6, help="an epoch of the speed test")
-    parser.add_argument("--rounds", type=int, default=5, help="of the speed test")
-    parser.add_argument("--out", type=Path, default=RESULTS / "tuning_speed.json")
     args = parser.parse_args()
     if args.what == "table":
         (ROWS.parent / "ham10000.md").write_text(table() + "\n")
     elif args.data is None:
         parser.error("--data FOLDER is needed")
     else:
-        {"speed": speed, "ham": ham}[args.what](args)
+        ham(args)
 
 
 if __name__ == "__main__":

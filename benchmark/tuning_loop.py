@@ -28,14 +28,14 @@ from training.tuning import Pictures, Tuned, TuneSettings, load, tune
 
 from . import tuning
 from .rows import append_rows, read_rows
-from .tuning import CLASSES, HEAD, Ham, backbone, examples, ham10000, pictures_of, split, tell, worth
+from .tuning import CLASSES, HEAD, Ham, backbone, embedder, examples, ham10000, pictures_of, split, tell, worth
 
 ROWS = Path(__file__).parent / "results" / "tuning" / "loop.csv"
 TABLE = Path(__file__).parent / "results" / "tuning" / "loop.md"
 # Order -> shares of the pool that are bought; random order buys half as much again, to see whether it catches up.
 SHARES = {"auto": (0.1, 0.2), "random": (0.1, 0.2, 0.3)}
 BATCH = 50
-SETTINGS: TuneSettings = tuning.AUGMENTED
+SETTINGS: TuneSettings = tuning.VARIANTS["blend"].settings
 KEYS = ("order", "share", "network", "seed", "size", "epochs")  # what names a row
 Ids = NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class Loop:
     start: Backbone
     size: int
     epochs: int
-    threads: int
+    threads: int | None  # None: all usable cores
     work: Path
 
     def bought(self, seed: int, order: str) -> dict[float, tuple[Ids, Ids]]:
@@ -74,11 +74,11 @@ class Loop:
             groups=self.ham.lesions[rows],
         )
 
-    def tuned(self, name: str, rows: Ids, seed: int, epochs: int) -> Tuned:
-        """Tune on some rows, or read what was."""
+    def tuned(self, name: str, rows: Ids, seed: int, epochs: int) -> tuple[Tuned, Path]:
+        """Tune on some rows, or read what was; and where it is."""
         done = self.work / f"{name}-{seed}-{self.size}-{self.epochs}"
         if (done / "heads.json").exists():
-            return load(done)
+            return load(done), done
         settings = replace(
             SETTINGS, epochs=epochs, seed=seed, threads=self.threads, input_size=self.size, accelerator="cpu"
         )
@@ -92,13 +92,15 @@ class Loop:
             on_epoch=lambda epoch: tell(done.name, epoch),
         )
         found.save(done)
-        return found
+        return found, done
 
     def row(self, order: str, share: float, rows: Ids, audit: int, seed: int, network: str) -> dict[str, Any]:
         begun = time.monotonic()
         epochs = 0 if network == "head" else self.epochs
-        found = self.tuned(f"{order}-{share:g}-{network}", rows, seed, epochs)
+        found, folder = self.tuned(f"{order}-{share:g}-{network}", rows, seed, epochs)
         _, _, test = split(self.ham, 1.0, seed)
+        flips = "none" if network == "head" else SETTINGS.flips
+        embed = embedder(found, folder, self.ham, self.threads, flips)
         return {
             "order": order,
             "share": share,
@@ -108,7 +110,7 @@ class Loop:
             "epochs": self.epochs,
             "labels": len(rows) + audit,
             "trained_on": len(rows),
-            **worth(found, self.ham, self.pictures, np.sort(rows), test, inputs=False),
+            **worth(found, embed, self.ham, np.sort(rows), test, inputs=False),
             "best_epoch": found.best_epoch,
             "seconds": round(time.monotonic() - begun, 1),
         }

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -46,6 +46,7 @@ _TAKES_IMAGENET_SCALE = (
 )  # torchvision's own weights expect one more rescaling inside
 
 Triple = tuple[float, float, float]
+Flips = Literal["none", "horizontal", "both"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class BackboneSpec:
     input_size: int | None = None  # side of the square input, pixels
     mean: Triple | None = None  # RGB, of pixels scaled to [0, 1]
     std: Triple | None = None
+    flips: Flips = "none"  # features are the mean over an image and what it is when turned over so
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Backbone:
     transform_input: bool
     id: str  # names everything that changes a feature
     note: str  # one sentence for people
+    flips: Flips = "none"  # whose mean `Engine.embed` takes; `build` knows nothing of it
 
     def build(self) -> nn.Module:
         """The network in eval mode, frozen: [B, H, H, 3] uint8 -> [B, D] float32, penultimate activations.
@@ -136,8 +139,10 @@ def resolve(spec: BackboneSpec, cache: Path) -> Backbone:
     note = f"Features of {spec.name} at {size} px with the weights {path.name}, learnt on other pictures than yours" + (
         "; its pixel scale is an assumption, so set mean and std to be sure." if assumed else "."
     )
+    if spec.flips != "none":
+        digest.update(spec.flips.encode())
     identity = f"{spec.name}-{size}-{digest.hexdigest()[:12]}"
-    return Backbone(spec.name, path, size, mean, std, transform_input, identity, note)
+    return Backbone(spec.name, path, size, mean, std, transform_input, identity, note, spec.flips)
 
 
 def known_backbones() -> tuple[str, ...]:

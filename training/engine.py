@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .backbones import Backbone
+from .backbones import Backbone, Flips
 from .cores import usable_cores
 from .errors import CheckpointCorrupt
 from .files import locked, read_json, write_bytes, write_json
@@ -85,7 +85,7 @@ class Engine:
         return self.backbone.input_size
 
     def embed(self, images: Pixels) -> Features:
-        """[B, H, H, 3] uint8 RGB -> [B, D] float32.
+        """[B, H, H, 3] uint8 RGB -> [B, D] float32: the mean over the views that `Backbone.flips` allows.
 
         Raises:
             ValueError: images of another shape or type.
@@ -95,7 +95,18 @@ class Engine:
             raise ValueError(f"wanted uint8 images [B, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
         if not len(images):
             return np.empty((0, self.width), np.float32)
-        return self._run(np.ascontiguousarray(images))
+        views = [self._run(np.ascontiguousarray(view)) for view in _turned_over(images, self.backbone.flips)]
+        return views[0] if len(views) == 1 else np.mean(views, axis=0, dtype=np.float32)
+
+
+def _turned_over(images: Pixels, flips: Flips) -> list[Pixels]:
+    """Images as they are, and turned over: one, two or four views."""
+    views = [images]
+    if flips != "none":
+        views += [view[:, :, ::-1] for view in views]
+    if flips == "both":
+        views += [view[:, ::-1] for view in views]
+    return views
 
 
 def open_engine(backbone: Backbone, folder: Path, *, threads: int | None = None) -> Engine:

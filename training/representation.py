@@ -34,7 +34,7 @@ from .pool_view import LEARNT_FROM
 from .ranking import hash_ids
 
 if TYPE_CHECKING:
-    from .backbones import Backbone, BackboneSpec
+    from .backbones import Backbone, BackboneSpec, Flips
     from .embeddings import Embedder, ExampleLike
     from .engine import Engine
 
@@ -81,6 +81,7 @@ class Representation:
     learnt_on: int = 0  # pictures of the pool that it was learnt from; 0: from none of them
     pool_size: int = 0  # examples in the pool at that time
     backbone: str = ""  # of a tuned network: its architecture
+    flips: Flips = "none"  # of a tuned network: views of an image whose features are averaged
     started_from: str = ""  # of a tuned network: the backbone and weights of the settings, as they were then
 
 
@@ -147,19 +148,22 @@ class Representations:
                 write_json(self._pool / "state.json", state | {"current": representation})
 
     # ------------------------------------------------------------------ fine-tuned networks
-    def add_tuned(self, weights: Path, backbone: str, note: str, learnt_from: NDArray[np.int64]) -> Representation:
+    def add_tuned(
+        self, weights: Path, backbone: str, note: str, learnt_from: NDArray[np.int64], flips: Flips = "none"
+    ) -> Representation:
         """Make a representation of a weights file; nothing uses it before `use`.
 
         Args:
             weights: with its side file, as `backbones.resolve` takes them; both are copied.
             backbone: name of the architecture.
             learnt_from: ids of the labelled examples that the weights were trained on.
+            flips: how images may be turned over; features are the mean over all of these views.
         Raises:
             RepresentationError.
         """
         from .backbones import BackboneSpec
 
-        engine = _engine(BackboneSpec(backbone, str(weights)), self._engines)
+        engine = _engine(BackboneSpec(backbone, str(weights), flips=flips), self._engines)
         network = self.folder(engine.id) / _NETWORK
         network.mkdir(parents=True, exist_ok=True)
         for path in (weights, weights.with_name(f"{weights.name}.json")):
@@ -175,6 +179,7 @@ class Representations:
             engine.width,
             note,
             backbone=backbone,
+            flips=flips,
             started_from=self._spec.start,
         )
         self._describe(about)
@@ -194,7 +199,7 @@ class Representations:
         weights = next(iter(sorted((self.folder(representation) / _NETWORK).glob("*.safetensors"))), None)
         if about.kind != "tuned" or weights is None:
             raise VersionMissing(representation)
-        return _engine(BackboneSpec(about.backbone, str(weights)), self._engines)
+        return _engine(BackboneSpec(about.backbone, str(weights), flips=about.flips), self._engines)
 
     def use(self, representation: str) -> None:
         """Put a representation into use at once, as that of a version that went live."""
@@ -360,9 +365,17 @@ class Representations:
         return (np.stack(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)), unreadable
 
 
-@functools.lru_cache(maxsize=2)
 def _engine(wanted: BackboneSpec, folder: Path) -> Engine:
-    """One engine for all projects of a process."""
+    """One engine for all projects of a process, until another file lies where its weights were."""
+    try:
+        found = Path(wanted.weights).stat()
+    except OSError:  # no file, but a URL or "torchvision"; or one that is missing, as `resolve` says
+        return _opened(wanted, folder, None)
+    return _opened(wanted, folder, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(wanted: BackboneSpec, folder: Path, stamp: tuple[int, int, int] | None) -> Engine:
     from .backbones import resolve
     from .engine import open_engine
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from training.backbones import Flips
 from training.torchvision_ops import functional as T
 from training.torchvision_ops import torchvision
-
-from .settings import Flips
 
 Pixels = NDArray[np.uint8]
 

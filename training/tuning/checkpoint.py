@@ -25,7 +25,7 @@ from .settings import TuneSettings
 
 _log = logging.getLogger(__name__)
 _FILE = "checkpoint.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -42,12 +42,13 @@ class Progress:
     precision: str
     best: Mapping[str, Tensor]
     best_epoch: int
+    start: Mapping[str, Tensor]  # what the run began with
     history: list[Epoch]
     finished: str | None  # why the run ended, if it did
 
     @classmethod
     def at_start(cls, weights: Mapping[str, Tensor], precision: str, first: Epoch) -> Progress:
-        return cls(0, 0.0, {}, {}, 0, {}, None, precision, weights, 0, [first], None)
+        return cls(0, 0.0, {}, {}, 0, {}, None, precision, weights, 0, weights, [first], None)
 
     def is_best(self, found: Epoch) -> bool:
         """Whether an epoch is better than all before; always, where nothing is held out to tell."""

@@ -21,6 +21,7 @@ from training.errors import DataError
 
 from . import checkpoint
 from .batches import Batches, Teacher
+from .blend import best_between, between
 from .checkpoint import Progress
 from .devices import alone_with, channels_last, choose_precision, loader_threads, open_fabric, seed_torch
 from .events import OnEpoch, OnStep, Step
@@ -189,7 +190,13 @@ def tune(
                 progress.averaged, progress.updates = _on_cpu(average.state), average.updates
                 progress.part_size, progress.seconds = update.part_size, seconds()
                 checkpoint.save(folder, key, progress)
-        load_weights(judged, progress.best)
+
+        # ---------------------------------------------------------------- part of the way back, if that is better
+        share = 0.0
+        if len(held) and progress.best_epoch and frozen_norms and isinstance(start, Backbone):
+            share = best_between(judge, judged, progress.start, progress.best, settings.start_shares)
+        kept = between(progress.start, progress.best, share)
+        load_weights(judged, kept)
         temperatures, errors = judge.temperatures_and_errors(judged)
 
     return Tuned(
@@ -199,11 +206,12 @@ def tune(
         std=start.std,
         losses=losses,
         inputs=widths,
-        state=progress.best,
+        state=kept,
         temperatures=temperatures,
         number_error=errors,
         history=tuple(progress.history),
         best_epoch=progress.best_epoch,
+        start_share=share,
         reason=why or ALL_DONE,
         held_out=held.ids,
         unreadable=unreadable,

@@ -55,6 +55,7 @@ class Tuned:
     number_error: Mapping[str, float]  # root mean square error by head of kind "number", held out if anything was
     history: tuple[Epoch, ...] = ()
     best_epoch: int = 0  # whose weights these are; 0: heads on frozen features
+    start_share: float = 0.0  # of the start's weights, mixed with those of the best epoch (`blend`)
     reason: str = ""  # why the run ended
     held_out: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # ids stopped by
     unreadable: Mapping[int, str] = field(default_factory=dict)  # examples left out, and why
@@ -100,7 +101,7 @@ class Tuned:
             "held_out": [int(example) for example in self.held_out],
             "unreadable": {str(example): reason for example, reason in self.unreadable.items()},
         }
-        kept = ("inputs", "temperatures", "number_error", "best_epoch", "reason", "precision", "note")
+        kept = ("inputs", "temperatures", "number_error", "best_epoch", "start_share", "reason", "precision", "note")
         write_json(folder / "heads.json", about | {name: getattr(self, name) for name in kept})
         return path
 
@@ -141,6 +142,7 @@ def load(folder: Path) -> Tuned:
         about["number_error"],
         tuple(Epoch(**epoch) for epoch in about["history"]),
         about["best_epoch"],
+        about.get("start_share", 0.0),
         about["reason"],
         np.array(about["held_out"], np.int64),
         {int(example): reason for example, reason in about["unreadable"].items()},

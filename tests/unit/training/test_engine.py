@@ -93,6 +93,26 @@ def test_the_id_is_the_backbones_because_the_numbers_are(opened, backbone):
     assert opened.id == backbone.id
 
 
+@pytest.mark.parametrize("flips", ["horizontal", "both"])
+def test_features_of_an_image_that_may_be_turned_over_are_the_mean_over_its_views(flips, backbone, home, reference):
+    x = images(5)
+    views = [x, np.flip(x, 2)]
+    if flips == "both":
+        views += [np.flip(x, 1), np.rot90(x, 2, (1, 2))]
+    expected = np.stack([reference(np.ascontiguousarray(view)) for view in views]).mean(0)
+    spec = BackboneSpec(backbone.name, str(backbone.weights), SIZE, HALF, HALF, flips)
+    opened = open_engine(resolve(spec, home), home / "engines")
+    found, mirrored = opened.embed(x), opened.embed(np.flip(x, 2))
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(found - mirrored).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_features_over_other_views_are_other_features(backbone, home):
+    weights = str(backbone.weights)
+    ids = {resolve(BackboneSpec(backbone.name, weights, flips=f), home).id for f in ("none", "horizontal", "both")}
+    assert len(ids) == 3
+
+
 def test_a_second_start_neither_builds_nor_times_anything(opened, backbone, home, monkeypatch):
     monkeypatch.setattr(Backbone, "build", lambda self: pytest.fail("built again"))
     again = open_engine(backbone, home / "engines", threads=2)

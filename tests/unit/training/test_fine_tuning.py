@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from training import api
@@ -12,6 +13,7 @@ from training.answers import Amount, AnyOf, OneOf
 from training.backbones import feature_extractor
 from training.errors import NoTrainableExamples
 from training.fine_tuning import answers_of, head_of, teacher_of
+from training.tuning import checkpoint, loop
 
 NAMES = tuple("0123456789")
 POOL = 120
@@ -124,6 +126,37 @@ def test_with_a_version_its_network_goes_live_for_every_process(project, load):
     assert other.predict(version, [POOL + 1]).known.all()
 
 
+def test_images_that_may_be_turned_over_are_seen_so_by_a_network_of_ones_own_in_every_process(project, digits):
+    tuned = project.tune(flips="horizontal").representation
+    assert "mean of 2 views" in tuned.note
+    project.model.embed_in(tuned.id, project.examples, project.load)
+    version = project.model.fit_heads(project.heads, generation=2, source={}, representation=tuned.id).id
+    project.model.promote(version)
+    digits[0][0] = digits[0][0][:, ::-1].copy()  # the picture of the new example: the first one's mirror image
+    other = project.again()
+    assert other.embed([*project.examples, api.Example(POOL + 1, "new")], lambda e: project.load(project.examples[0]))
+    first, mirrored = other.features([1, POOL + 1])
+    digits[0][0] = digits[0][0][:, ::-1].copy()
+    assert other.representation() == tuned
+    assert np.abs(first - mirrored).max() < 2e-3 * np.abs(first).max()
+
+
+def test_a_network_that_is_better_part_of_the_way_back_is_kept_from_there_and_says_so(project, weights, monkeypatch):
+    monkeypatch.setattr(checkpoint.Progress, "is_best", lambda progress, found: True)
+    monkeypatch.setattr(loop, "best_between", lambda judge, net, start, tuned, shares: max(shares, default=0.0))
+    far, back = (project.tune(held_out=0.4, start_shares=shares) for shares in ((), (0.25, 0.5)))
+    assert "50% of the start's weights" in back.representation.note and "start" not in far.representation.note
+    begun = torch.load(weights, weights_only=True)
+    went, kept = (
+        load_file(project.home / "pool" / found.representation.id / "network" / f"{BACKBONE}.safetensors")
+        for found in (far, back)
+    )
+    moved = [name for name in went if went[name].is_floating_point() and not torch.equal(went[name], begun[name])]
+    assert moved
+    for name in moved:
+        assert torch.allclose(kept[name], (begun[name] + went[name]) / 2, atol=1e-6), name
+
+
 def test_rolling_back_brings_back_the_network_and_its_embeddings(project):
     before = project.model.representation().id
     project.take_over()
@@ -223,8 +256,6 @@ def test_facts_that_a_question_names_come_with_its_examples(project, monkeypatch
 def test_the_first_layers_stay_as_they_came(project, weights):
     project.tune(frozen_layers=0.5)
     (path,) = (project.folder / "network").glob(f"{BACKBONE}.safetensors")
-    from safetensors.torch import load_file
-
     start, found = torch.load(weights), load_file(path)
     learnt = [name for name in start if start[name].is_floating_point() and "running" not in name]
     same = [torch.equal(start[name], found[name]) for name in learnt]
