@@ -22,6 +22,7 @@ from .settings import Settings
 from .worker_context import build
 
 LEAST_FREE_BYTES = 2 * 2**30
+CONFIG = "labelling config"
 SHOWN_CLASSES = 8  # of a labelling config; a line should stay a line
 FLAG = "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"
 
@@ -49,7 +50,10 @@ def _all(settings: Settings, workshop: Workshop, dispatcher: Dispatcher, project
     if project_id is not None:
         checks.append(_guarded("project", lambda: _project(workshop.ls, project_id)))
         if checks[-1].ok:  # of a project that is not there the same would be said five times
-            checks += [_guarded(name, check) for name, check in _of_project(settings, workshop, project_id)]
+            for name, check in _of_project(settings, workshop, project_id):
+                checks.append(_guarded(name, check))
+                if name == CONFIG and not checks[-1].ok:
+                    break  # what follows from it, an address "not reached" among it, would send people elsewhere
     return checks
 
 
@@ -83,7 +87,7 @@ def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> 
 
 
 def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "labelling config", lambda: _config(workshop.ls, project_id)
+    yield CONFIG, lambda: _config(workshop.ls, project_id)
     yield "Label Studio to backend", lambda: _reaches_us(workshop, settings, project_id)
     yield "webhook", lambda: _webhook(workshop, settings, project_id)
     yield "sampling", lambda: _sampling(workshop.ls, project_id)

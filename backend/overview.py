@@ -199,7 +199,7 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
         try:
             found += desk.config.notes
         except BackendError as error:
-            found.append(str(error))
+            found.append(str(error))  # a job may have said the same
         if desk.project.min_annotations == 1:
             found.append(
                 "'Start model training on annotation submission' is on in Label Studio (Settings, Model): each submit "
@@ -210,7 +210,7 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
                 "importing predictions is slow here: start Label Studio with "
                 "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true"
             )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _queue(order: Order, annotated: set[int]) -> list[QueueEntry]:

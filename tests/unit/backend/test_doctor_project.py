@@ -31,6 +31,16 @@ def test_of_one_that_is_there_everything_else_is_looked_at(monkeypatch, tmp_path
     assert [(c.name, c.ok) for c in checks] == [("project", True), ("sampling", True)]
 
 
+def test_a_labelling_config_that_cannot_be_served_is_the_last_line_because_the_others_would_follow_from_it(
+    monkeypatch, tmp_path
+):
+    project = SimpleNamespace(title="Cats", task_count=3, label_config='<View><Text name="t" value="$t"/></View>')
+    monkeypatch.setattr(doctor, "_general", lambda *_: iter(()))
+    workshop = SimpleNamespace(ls=SimpleNamespace(project=lambda number: project))
+    checks = doctor._all(Settings.from_env({"MODEL_DIR": str(tmp_path)}), workshop, None, 7)
+    assert [(c.name, c.ok) for c in checks] == [("project", True), ("labelling config", False)]
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_another_refusal_is_told_as_it_is(monkeypatch, tmp_path, status):
     def project(number):
