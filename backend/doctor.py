@@ -51,8 +51,9 @@ def _all(settings: Settings, workshop: Workshop, dispatcher: Dispatcher, project
         checks.append(_guarded("project", lambda: _project(workshop.ls, project_id)))
         if checks[-1].ok:  # of a project that is not there the same would be said five times
             for name, check in _of_project(settings, workshop, project_id):
-                checks.append(_guarded(name, check))
-                if name == CONFIG and not checks[-1].ok:
+                found = _guarded(name, check)
+                checks.append(found)
+                if name == CONFIG and not found.ok:
                     break  # what follows from it, an address "not reached" among it, would send people elsewhere
     return checks
 

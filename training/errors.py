@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_SHOWN = 8  # versions in a message
+
 
 class TrainingError(Exception):
     """Root of the package's errors."""
@@ -118,13 +120,14 @@ class VersionError(TrainingError):
 
 
 class VersionMissing(VersionError, LookupError):
-    """No version with this id is stored here."""
+    """No version with this id is stored here. `known`: the others, oldest first."""
 
     def __init__(self, version: str, known: Iterable[str] = ()) -> None:
         self.version = version
         self.known = tuple(known)
-        listed = ", ".join(self.known) if self.known else "none"
-        super().__init__(f"no model version {version!r}; stored: {listed}")
+        listed = ", ".join(self.known[-_SHOWN:]) if self.known else "none"
+        rest = f" and {len(self.known) - _SHOWN} older" if len(self.known) > _SHOWN else ""
+        super().__init__(f"no model version {version!r}; stored: {listed}{rest}")
 
 
 class CheckpointCorrupt(VersionError):

@@ -230,7 +230,7 @@ class VersionStore:
         with locked(self._home / ".live.lock"):
             history = [version for version in self._pointer()["history"] if (self._folder / version).exists()]
             if not history:
-                raise VersionMissing("before the live one", self._ids())
+                raise VersionMissing("before the live one", sorted(self._ids(), key=_generation))
             info = self.load(history[-1]).info
             self._point(history[-1], history[:-1])
         return info
@@ -261,7 +261,7 @@ class VersionStore:
     def _manifest(self, version: str) -> dict[str, Any]:
         path = self._folder / version / "manifest.json"
         if not version or "/" in version or version.startswith(".") or not path.parent.is_dir():
-            raise VersionMissing(version, self._ids())
+            raise VersionMissing(version, sorted(self._ids(), key=_generation))
         try:
             manifest: dict[str, Any] = json.loads(path.read_bytes())
             found = f"g{manifest['generation']}-{_content_digest(manifest)}"

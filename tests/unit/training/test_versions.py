@@ -287,3 +287,8 @@ def test_waiting_for_a_lock_ends_when_asked_to_stop(tmp_path):
             assert not second
     with files.locked(path, lambda: True) as third:
         assert third
+
+
+def test_of_many_versions_the_newest_few_are_named_and_the_others_counted():
+    message = str(VersionMissing("g999", [f"g{n}" for n in range(1, 98)]))
+    assert message == "no model version 'g999'; stored: g90, g91, g92, g93, g94, g95, g96, g97 and 89 older"
