@@ -208,6 +208,8 @@ def status(
 @app.command()
 def versions(project: ProjectOption) -> None:
     """Model versions of a project, newest first; the live one is marked."""
+    from backend.overview import question_sentences
+
     with _tools() as (workshop, _):
         model = workshop.desk(project).model
         live = model.live()
@@ -224,7 +226,11 @@ def versions(project: ProjectOption) -> None:
         when = datetime.fromtimestamp(version.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         verdict = verdicts[version.id]
         kept_back = "" if verdict is None or verdict.promoted else f"  kept back: {verdict.words}"
-        typer.echo(f"{mark} {version.id}  {when}  {version.labels_used} labels  {shown}{kept_back}")
+        questions = question_sentences(version)
+        worth = f"{len(questions)} questions" if questions else f"{version.labels_used} labels  {shown}"
+        typer.echo(f"{mark} {version.id}  {when}  {worth}{kept_back}")
+        for name, sentence in questions:
+            typer.echo(f"    - {name}: {sentence}")
 
 
 @app.command()

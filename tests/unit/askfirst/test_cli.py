@@ -205,6 +205,8 @@ class FakeVersion:
     created_at: float
     labels_used: int
     metrics: dict[str, float | None]
+    others: tuple[object, ...] = ()
+    heads: tuple[object, ...] = ()
 
 
 class FakeModel:
@@ -286,6 +288,19 @@ def test_versions_are_listed_newest_first_with_the_live_one_marked(project):
     assert "0.875" in lines[0]
     assert lines[1].startswith("  g1-a")
     assert "unknown" in lines[1] and lines[1].endswith("kept back: worse than g0-x")
+
+
+def test_of_a_version_with_several_questions_each_is_listed(project):
+    about = {"audit_n": 10.0, "accuracy": 0.9, "accuracy_low": 0.6, "accuracy_high": 1.0}
+    heads = tuple(
+        SimpleNamespace(spec=SimpleNamespace(name=name, kind="single"), metrics=metrics, labels_used=labels)
+        for name, metrics, labels in (("subject", about, 60), ("expression", {}, 7))
+    )
+    project.model.all[1] = FakeVersion("g2-b", 2.0, 60, about, heads[1:], heads)
+    lines = run(cli.app, ["versions", "--project", "3"]).output.splitlines()
+    assert "2 questions" in lines[0] and "accuracy" not in lines[0]
+    assert lines[1].startswith("    - subject: 90.0%") and lines[1].endswith("60 labels learnt from")
+    assert lines[2].startswith("    - expression:") and lines[2].endswith("7 labels learnt from")
 
 
 def test_fine_tuning_is_asked_for_and_stopped_by_command(project):
