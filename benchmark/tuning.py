@@ -49,6 +49,7 @@ from training.tuning import (
     side_for,
     tune,
 )
+from training.tuning.blend import between
 from training.wide_space import WideSpace
 from uncertainty.calibration import expected_calibration_error, negative_log_likelihood
 from uncertainty.selective import aurc
@@ -66,7 +67,7 @@ EMBEDDED = 64  # pictures at a time
 Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 # A lesion has no right way up.
-PLAIN = TuneSettings(augmentation="none", mixing="none", flips="both", start_shares=())
+PLAIN = TuneSettings(augmentation="none", mixing="none", flips="both", start_share=0.0)
 AUGMENTED = replace(PLAIN, augmentation="randaugment")
 BY_OBJECT = replace(AUGMENTED, mixing="cutmix-object")
 MOVING_NORMS = replace(AUGMENTED, batch_norm="train", lr_trunk=1e-3, lr_head=1e-3)
@@ -80,13 +81,15 @@ class Variant:
     base: str | None  # the variant to which it adds one thing
     network: str = ""  # the variant whose network this is; "": one of its own
     flips: Flips = "none"  # views over which features are averaged
+    start_share: float = 0.0  # of the start's weights, mixed in afterwards: what a run does itself at its end
 
 
 VARIANTS = {
     "head": Variant(replace(PLAIN, epochs=0), None),
     "tuned": Variant(PLAIN, "head"),
     "augment": Variant(AUGMENTED, "tuned"),
-    "blend": Variant(replace(AUGMENTED, start_shares=TuneSettings.start_shares), "augment"),
+    "quarter-back": Variant(AUGMENTED, "augment", network="augment", start_share=0.25),
+    "half-back": Variant(AUGMENTED, "augment", network="augment", start_share=0.5),
     "views": Variant(AUGMENTED, "augment", network="augment", flips="both"),
     "moving-norms": Variant(MOVING_NORMS, "augment"),
     "moving-norms-views": Variant(MOVING_NORMS, "moving-norms", network="moving-norms", flips="both"),
@@ -241,6 +244,11 @@ class Bench:
         begun = time.monotonic()
         made = VARIANTS[variant]
         tuned, folder = self.run(made.network or variant, fraction, seed)
+        if made.start_share and tuned.best_epoch:
+            start = self.run("head", fraction, seed)[0].state
+            tuned = replace(tuned, state=between(start, tuned.state, made.start_share))
+            folder = folder / variant
+            tuned.save(folder)
         labelled, _, test = split(self.ham, fraction, seed)
         embed = embedder(tuned, folder, self.ham, self.threads, made.flips)
         found = worth(tuned, embed, self.ham, labelled, test, inputs=variant == "inputs")

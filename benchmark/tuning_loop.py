@@ -35,7 +35,7 @@ TABLE = Path(__file__).parent / "results" / "tuning" / "loop.md"
 # Order -> shares of the pool that are bought; random order buys half as much again, to see whether it catches up.
 SHARES = {"auto": (0.1, 0.2), "random": (0.1, 0.2, 0.3)}
 BATCH = 50
-SETTINGS: TuneSettings = tuning.VARIANTS["blend"].settings
+SETTINGS: TuneSettings = replace(tuning.AUGMENTED, start_share=TuneSettings.start_share)
 KEYS = ("order", "share", "network", "seed", "size", "epochs")  # what names a row
 Ids = NDArray[np.int64]
 

@@ -122,7 +122,7 @@ def fine_tune(
     learnt_from = np.setdiff1d(as_ids(ids), np.concatenate([as_ids(tuned.held_out), as_ids(list(tuned.unreadable))]))
     views = {"none": "", "horizontal": ", mean of 2 views", "both": ", mean of 4 views"}[settings.flips]
     also = "" if teacher is None else f" and what the model before it said of {len(teacher.ids):,} other images"
-    back = f"; {tuned.start_share:.0%} of the start's weights mixed in again" if tuned.start_share else ""
+    back = f", mixed with {tuned.start_share:.0%} of the start's weights" if tuned.start_share else ""
     note = (
         f"Features of {tuned.architecture} at {tuned.input_size} px{views}, fine-tuned on {len(learnt_from):,} labels "
         f"of this project{also} ({tuned.best_epoch} of {settings.epochs} epochs{back})."

@@ -21,7 +21,7 @@ from training.errors import DataError
 
 from . import checkpoint
 from .batches import Batches, Teacher
-from .blend import best_between, between
+from .blend import between
 from .checkpoint import Progress
 from .devices import alone_with, channels_last, choose_precision, loader_threads, open_fabric, seed_torch
 from .events import OnEpoch, OnStep, Step
@@ -191,10 +191,9 @@ def tune(
                 progress.part_size, progress.seconds = update.part_size, seconds()
                 checkpoint.save(folder, key, progress)
 
-        # ---------------------------------------------------------------- part of the way back, if that is better
-        share = 0.0
-        if len(held) and progress.best_epoch and frozen_norms and isinstance(start, Backbone):
-            share = best_between(judge, judged, progress.start, progress.best, settings.start_shares)
+        # ---------------------------------------------------------------- part of the way back to the start
+        blended = progress.best_epoch > 0 and frozen_norms and isinstance(start, Backbone)
+        share = settings.start_share if blended else 0.0
         kept = between(progress.start, progress.best, share)
         load_weights(judged, kept)
         temperatures, errors = judge.temperatures_and_errors(judged)

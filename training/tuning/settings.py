@@ -41,9 +41,9 @@ class TuneSettings:
     clip_norm: float = 1.0  # of the gradient; one mislabelled picture must not undo an epoch
     ema_decay: float = 0.98  # of the weights that are kept: an average over 50 steps
     start_heads: bool = True  # fit the heads on frozen features first (Kumar et al. 2022, arXiv:2202.10054)
-    # Shares of the start's weights that what is kept may have, if the held-out loss is lower so; none: never. Only
-    # where batch norms are frozen: their statistics belong to the weights.
-    start_shares: tuple[float, ...] = (0.25, 0.5)
+    # Share of the start's weights in what is kept (`blend`), where batch norms are frozen: their statistics belong to
+    # the weights.
+    start_share: float = 0.25
     batch_norm: Literal["auto", "frozen", "train"] = "auto"  # auto: statistics of trained weights stay as they came
 
     # What is asked for
@@ -104,14 +104,12 @@ def _wrong(s: TuneSettings) -> Iterator[str]:
             yield f"{name} must be positive, got {getattr(s, name)}"
     shares = (
         *("held_out", "warm_up", "ema_decay", "label_smoothing", "condition_dropout", "crop_scale", "layer_decay"),
-        "frozen_layers",
+        *("frozen_layers", "start_share"),
         *("mix_probability", "mix_free", "distil_weight", "fixmatch_threshold", "fixmatch_ramp"),
     )
     for name in shares:
         if not 0 <= getattr(s, name) <= 1:
             yield f"{name} must be between 0 and 1, got {getattr(s, name)}"
-    if not all(0 < share < 1 for share in s.start_shares):
-        yield f"start_shares must be between 0 and 1, got {s.start_shares}"
-    for name in ("held_out", "ema_decay"):
+    for name in ("held_out", "ema_decay", "start_share"):
         if getattr(s, name) == 1:
             yield f"{name} must be below 1: nothing would be learnt"

@@ -13,7 +13,7 @@ from training.answers import Amount, AnyOf, OneOf
 from training.backbones import feature_extractor
 from training.errors import NoTrainableExamples
 from training.fine_tuning import answers_of, head_of, teacher_of
-from training.tuning import checkpoint, loop
+from training.tuning import checkpoint
 
 NAMES = tuple("0123456789")
 POOL = 120
@@ -141,10 +141,9 @@ def test_images_that_may_be_turned_over_are_seen_so_by_a_network_of_ones_own_in_
     assert np.abs(first - mirrored).max() < 2e-3 * np.abs(first).max()
 
 
-def test_a_network_that_is_better_part_of_the_way_back_is_kept_from_there_and_says_so(project, weights, monkeypatch):
+def test_what_is_kept_has_its_share_of_the_start_and_says_so(project, weights, monkeypatch):
     monkeypatch.setattr(checkpoint.Progress, "is_best", lambda progress, found: True)
-    monkeypatch.setattr(loop, "best_between", lambda judge, net, start, tuned, shares: max(shares, default=0.0))
-    far, back = (project.tune(held_out=0.4, start_shares=shares) for shares in ((), (0.25, 0.5)))
+    far, back = (project.tune(held_out=0.4, start_share=share) for share in (0.0, 0.5))
     assert "50% of the start's weights" in back.representation.note and "start" not in far.representation.note
     begun = torch.load(weights, weights_only=True)
     went, kept = (
