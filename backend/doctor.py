@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -84,6 +85,8 @@ def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> 
     yield "web process", lambda: _web(settings)
     yield "disk", lambda: _disk(settings)
     yield "representation", lambda: _weights(settings)
+    if (masks := settings.tune_masks) is not None:
+        yield "masks", lambda: _masks(masks)
     yield "strategy", lambda: _strategy(settings)
 
 
@@ -178,11 +181,15 @@ def _weights(settings: Settings) -> str:
         )
     if settings.weights == "torchvision" or settings.weights.startswith(("http://", "https://")):
         return f"{settings.backbone} with weights {settings.weights!r}, downloaded at first use"
-    from pathlib import Path
-
     if not Path(settings.weights).is_file():
         raise _Bad(f"ASKFIRST_WEIGHTS={settings.weights!r} is not a file that this process can read")
     return f"{settings.backbone} with weights from {settings.weights}"
+
+
+def _masks(folder: Path) -> str:
+    if not folder.is_dir():
+        raise _Bad(f"ASKFIRST_TUNE_MASKS={str(folder)!r} is not a folder that this process can read")
+    return f"{sum(1 for _ in folder.iterdir()):,} files in {folder}"
 
 
 def _project(ls: LabelStudioClient, project_id: int) -> str:

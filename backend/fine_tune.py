@@ -264,6 +264,7 @@ class FineTuner:
             folder,
             groups=self._groups(),
             teach=self._teach(heads),
+            masks=self.desk.workshop.settings.tune_masks,
             on_step=on_step,
             on_epoch=on_epoch,
             should_stop=self._stopped,

@@ -268,7 +268,13 @@ class Settings(BaseSettings):
         "none, cutmix, cutmix-object (labels by how much of each object is seen) or saliency (boxes where it is)",
         "ASKFIRST_TUNE_MIXING",
     )
-
+    tune_masks: OptionalPath = _setting(
+        None,
+        "folder",
+        "masks for cutmix-object and saliency, light where the object is: lesion7.png, lesion7_mask.png or"
+        " lesion7_segmentation.png for lesion7.jpg; images without one, all if empty, are searched for what stands out",
+        "ASKFIRST_TUNE_MASKS",
+    )
     tune_pool: int = _setting(
         0,
         "images",

@@ -64,6 +64,7 @@ def fine_tune(
     facts: InputTable | None = None,
     groups: Mapping[int, str] | None = None,
     teach: Callable[[], tuning.Teacher] | None = None,
+    masks: Path | None = None,
     on_step: tuning.OnStep = lambda step: None,
     on_epoch: tuning.OnEpoch = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -78,6 +79,7 @@ def fine_tune(
         groups: example id -> group that is not split between training and stopping; near-duplicates without it.
         teach: what another model says of examples without a label, which the network learns too. Asked once a run:
             what it said is kept in `folder`, since a run that goes on must be told the same.
+        masks: folder of masks for mixing by object, see `tuning.MaskFolder`; saliency for images without one.
     Raises:
         NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory.
     """
@@ -91,11 +93,15 @@ def fine_tune(
     size = settings.input_size or start.input_size
     asked = [labels for labels in heads if labels.train]
     teacher = None if teach is None else _kept_teacher(folder / TAUGHT, teach, asked, by_id.keys() - set(ids) - audited)
+    shown = ids if teacher is None else [*ids, *teacher.ids.tolist()]
+    mixes = settings.mixing in _WITH_MASKS
+    drawn = tuning.MaskFolder(masks, {i: by_id[i].uri for i in shown}) if mixes and masks is not None else None
     pictures = tuning.Pictures.decoded(
-        ids if teacher is None else [*ids, *teacher.ids.tolist()],
+        shown,
         lambda i: load(by_id[i]),
         tuning.side_for(size),
-        with_masks=settings.mixing in _WITH_MASKS,
+        masks=drawn,
+        with_masks=mixes,
         folder=folder / "pictures",
         should_stop=should_stop,
     )
@@ -122,6 +128,7 @@ def fine_tune(
     learnt_from = np.setdiff1d(as_ids(ids), np.concatenate([as_ids(tuned.held_out), as_ids(list(tuned.unreadable))]))
     views = {"none": "", "horizontal": ", mean of 2 views", "both": ", mean of 4 views"}[settings.flips]
     also = "" if teacher is None else f" and what the model before it said of {len(teacher.ids):,} other images"
+    also += "" if drawn is None else f"; {len(drawn):,} of {len(shown):,} images had a mask"
     back = f", mixed with {tuned.start_share:.0%} of the start's weights" if tuned.start_share else ""
     note = (
         f"Features of {tuned.architecture} at {tuned.input_size} px{views}, fine-tuned on {len(learnt_from):,} labels "

@@ -17,6 +17,7 @@ from .settings import TuneSettings
 if TYPE_CHECKING:
     from .batches import Teacher
     from .loop import tune
+    from .mask_folder import MaskFolder
     from .masks import MaskSource, centre_prior, spectral_residual
     from .net import Untrained
     from .pictures import Pictures, side_for
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HEAVY = {
     "Teacher": "batches",
     "tune": "loop",
+    "MaskFolder": "mask_folder",
     "MaskSource": "masks",
     "centre_prior": "masks",
     "spectral_residual": "masks",
@@ -43,6 +45,7 @@ __all__ = [
     "Epoch",
     "Examples",
     "HeadSpec",
+    "MaskFolder",
     "MaskSource",
     "OnEpoch",
     "OnStep",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
@@ -43,8 +44,6 @@ def digits():
 @pytest.fixture
 def load(digits):
     import io
-
-    from PIL import Image
 
     def bytes_of(example):
         buffer = io.BytesIO()
@@ -154,6 +153,16 @@ def test_what_is_kept_has_its_share_of_the_start_and_says_so(project, weights, m
     assert moved
     for name in moved:
         assert torch.allclose(kept[name], (begun[name] + went[name]) / 2, atol=1e-6), name
+
+
+def test_mixing_by_object_takes_the_masks_of_a_folder_and_says_for_how_many_images(project, tmp_path):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "one_mask.png")
+    examples = [replace(e, uri="/images/one.png" if e.example_id == 1 else "") for e in project.examples]
+    found = project.model.fine_tune(
+        project.heads, examples, project.load, replace(project.settings, mixing="cutmix-object"), project.folder,
+        masks=tmp_path,
+    )  # fmt: skip
+    assert "1 of 60 images had a mask" in found.representation.note
 
 
 def test_rolling_back_brings_back_the_network_and_its_embeddings(project):
