@@ -344,6 +344,7 @@ def tune_settings(settings: Settings) -> training.TuneSettings:
         epochs=settings.tune_epochs,
         time_limit_s=settings.tune_limit_s,
         flips=settings.tune_flips,
+        augmentation=settings.tune_augmentation,
         mixing=settings.tune_mixing,
         seed=settings.seed,
         threads=settings.worker_threads,

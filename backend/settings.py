@@ -262,6 +262,13 @@ class Settings(BaseSettings):
         " features of a fine-tuned network: the mean over 2 (horizontal) or 4 (both) views, in as many times the time",
         "ASKFIRST_TUNE_FLIPS",
     )
+    tune_augmentation: Literal["none", "light", "randaugment"] = _setting(
+        "light",
+        "name",
+        "none, light (crops, and the flips that are allowed) or randaugment (also two changes of colour or shape: for"
+        " labels that survive those)",
+        "ASKFIRST_TUNE_AUGMENTATION",
+    )
     tune_mixing: Literal["none", "cutmix", "cutmix-object", "saliency"] = _setting(
         "cutmix-object",
         "name",

@@ -68,9 +68,9 @@ Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 # A lesion has no right way up.
 PLAIN = TuneSettings(augmentation="none", mixing="none", flips="both", start_share=0.0)
-AUGMENTED = replace(PLAIN, augmentation="randaugment")
-BY_OBJECT = replace(AUGMENTED, mixing="cutmix-object")
-MOVING_NORMS = replace(AUGMENTED, batch_norm="train", lr_trunk=1e-3, lr_head=1e-3)
+AUGMENTED = replace(PLAIN, augmentation="light")
+RANDAUGMENTED = replace(PLAIN, augmentation="randaugment")
+MOVING: dict[str, Any] = {"batch_norm": "train", "lr_trunk": 1e-3, "lr_head": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,20 @@ VARIANTS = {
     "head": Variant(replace(PLAIN, epochs=0), None),
     "tuned": Variant(PLAIN, "head"),
     "augment": Variant(AUGMENTED, "tuned"),
+    "randaugment": Variant(RANDAUGMENTED, "augment"),
+    "views": Variant(AUGMENTED, "augment", network="augment", flips="both"),
     "quarter-back": Variant(AUGMENTED, "augment", network="augment", start_share=0.25),
     "half-back": Variant(AUGMENTED, "augment", network="augment", start_share=0.5),
-    "views": Variant(AUGMENTED, "augment", network="augment", flips="both"),
-    "moving-norms": Variant(MOVING_NORMS, "augment"),
-    "moving-norms-views": Variant(MOVING_NORMS, "moving-norms", network="moving-norms", flips="both"),
     "cutmix": Variant(replace(AUGMENTED, mixing="cutmix"), "augment"),
-    "cutmix-object": Variant(BY_OBJECT, "augment"),
+    "cutmix-object": Variant(replace(AUGMENTED, mixing="cutmix-object"), "augment"),
     "distill": Variant(AUGMENTED, "augment"),
     "distill-head": Variant(AUGMENTED, "augment"),
     "fixmatch": Variant(replace(AUGMENTED, fixmatch=True), "augment"),
     "inputs": Variant(AUGMENTED, "augment"),
+    "moving-norms": Variant(replace(AUGMENTED, **MOVING), "augment"),
+    "moving-norms-views": Variant(AUGMENTED, "moving-norms", network="moving-norms", flips="both"),
+    "moving-randaugment": Variant(replace(RANDAUGMENTED, **MOVING), "moving-norms"),
+    "moving-randaugment-views": Variant(RANDAUGMENTED, "moving-randaugment", "moving-randaugment", "both"),
 }
 
 

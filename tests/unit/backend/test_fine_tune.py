@@ -13,6 +13,7 @@ from backend.errors import LabelStudioUnavailable
 from backend.fine_tune import CANCEL, FineTuner, TuneFiles, due
 from backend.overview import project_overview
 from backend.refresh import Refresher
+from backend.settings import Settings
 from backend.triggers import TuneFacts, tune_is_due
 from training import api
 from training.errors import TrainingDiverged
@@ -294,3 +295,18 @@ def test_a_data_field_that_no_task_has_is_told(tuning):
     files.write_tasks(replace(tasks, inputs=("nowhere", "age"), facts=(nothing, something)))
     (told,) = [w for w in project_overview(tuning.workshop, NoJobs(), 5).warnings if "data field" in w]
     assert "'nowhere'" in told
+
+
+def test_what_the_settings_say_of_a_run_reaches_it():
+    env = {
+        "ASKFIRST_TUNE_EPOCHS": "7",
+        "ASKFIRST_TUNE_LIMIT_S": "90",
+        "ASKFIRST_TUNE_FLIPS": "horizontal",
+        "ASKFIRST_TUNE_AUGMENTATION": "randaugment",
+        "ASKFIRST_TUNE_MIXING": "cutmix",
+        "ASKFIRST_SEED": "5",
+        "ASKFIRST_TORCH_THREADS": "3",
+    }
+    assert fine_tune.tune_settings(Settings.from_env(env)) == api.TuneSettings(
+        epochs=7, time_limit_s=90.0, flips="horizontal", augmentation="randaugment", mixing="cutmix", seed=5, threads=3
+    )
