@@ -270,7 +270,7 @@ class Settings(BaseSettings):
         "ASKFIRST_TUNE_AUGMENTATION",
     )
     tune_mixing: Literal["none", "cutmix", "cutmix-object", "saliency"] = _setting(
-        "cutmix-object",
+        "none",
         "name",
         "none, cutmix, cutmix-object (labels by how much of each object is seen) or saliency (boxes where it is)",
         "ASKFIRST_TUNE_MIXING",
