@@ -1,6 +1,7 @@
 """What fine-tuning and its parts are worth on HAM10000.
 
-    python -m benchmark.tuning ham --data FOLDER --fraction 0.1 --variant all --seeds 3 --size 128 --epochs 20
+    python -m benchmark.tuning ham --data FOLDER --fraction 0.1,0.2 --first-seed 1 --size 96 --epochs 10 --threads 1
+    python -m benchmark.tuning ham --data FOLDER --fraction 1 --variant moving-norms,moving-norms-views --size 128
     python -m benchmark.tuning table
 
 `FOLDER` holds `ham10000_200x150/` and `weights/`. mobilenet_v2 with ImageNet weights.

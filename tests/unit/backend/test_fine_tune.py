@@ -57,9 +57,9 @@ def tuning(loop, monkeypatch):
     loop.result, loop.seen, loop.epoch = "good", [], 1
 
     def fine_tune_(
-        model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, teach, groups=None
+        model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, teach, masks, groups=None
     ):
-        loop.taught = teach and teach()
+        loop.taught, loop.masks = teach and teach(), masks
         loop.seen.append({i for labels in heads for i in labels.train})
         on_step(api.Step(1, 3, 9, 0.7, {}, 1e-4, 50.0, 1.0))
         on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
@@ -122,6 +122,14 @@ def test_the_live_version_teaches_what_it_says_of_tasks_without_a_label(tuning):
     tuning.workshop.settings = tuning.workshop.settings.model_copy(update={"tune_pool": 1000})
     tuning.run()
     assert sorted(tuning.taught.ids) == sorted(list(tuning.tasks)[40:])
+
+
+def test_masks_are_taken_from_the_folder_of_the_settings(tuning, tmp_path):
+    tuning.give(list(tuning.tasks)[:40])
+    for folder in (tmp_path, None):
+        tuning.workshop.settings = tuning.workshop.settings.model_copy(update={"tune_masks": folder})
+        tuning.run()
+        assert tuning.masks == folder
 
 
 def test_where_a_run_is_within_an_epoch_is_shown_now_and_then(tuning, monkeypatch):
