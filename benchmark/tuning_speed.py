@@ -37,7 +37,7 @@ def speed(args: argparse.Namespace) -> None:
     start = backbone(args.data, args.work)
     pictures = pictures_of(data, args.size, rows)
     found: dict[str, Any] = {}
-    for variant in ("tuned", "randaugment", "cutmix-object"):
+    for variant in ("tuned", "augment", "randaugment", "cutmix-object"):
         settings = replace(
             VARIANTS[variant].settings,
             epochs=args.rounds,

@@ -52,17 +52,18 @@ class MaskFolder:
         return len(self._paths)
 
     def __call__(self, example: int) -> Mask | None:
-        """[H, W] in [0, 1]; None where there is none that can be read."""
+        """[H, W] in [0, 1], the lightest pixel 1; None where there is none that can be read."""
         path = self._paths.get(example)
         if path is None:
             return None
         try:
             with Image.open(path) as image:
-                mask = np.asarray(image.convert("L"), np.float32) / np.float32(255)
+                mask = np.asarray(image.convert("L"), np.float32)
         except Exception as error:  # anything may be wrong with foreign bytes; the picture itself is fine
             _log.warning("the mask %s cannot be read (%s): saliency takes its place", path, error)
             return None
-        return mask if mask.max() > 0 else None  # nothing drawn tells as little as no mask
+        top = mask.max()  # 255, or 1 where a network wrote classes
+        return mask / top if top > 0 else None  # nothing drawn tells as little as no mask
 
 
 def _file_of(uri: str, files: Mapping[str, Path]) -> Path | None:

@@ -28,6 +28,12 @@ def test_a_mask_belongs_to_the_image_of_its_name_wherever_that_lies(uri, name, t
     assert masks(5).tolist() == (drawn / 255).tolist()
 
 
+@pytest.mark.parametrize("light", [1, 7, 255])
+def test_a_mask_of_small_numbers_is_as_good_as_a_white_one(light, tmp_path):
+    Image.fromarray(np.array([[0, light], [0, 0]], np.uint8)).save(tmp_path / "a.png")
+    assert MaskFolder(tmp_path, {1: "a.jpg"})(1).tolist() == [[0, 1], [0, 0]]
+
+
 def test_names_are_read_as_people_write_them():
     assert image_stem("https://h.example/a%20b/c%20d.final.jpg") == "c d.final"
 
@@ -44,6 +50,6 @@ def test_a_folder_that_is_not_there_has_no_masks(tmp_path):
 
 
 def test_of_two_files_of_one_name_the_lossless_one_counts(tmp_path):
-    for suffix, value in (("jpg", 10), ("png", 250)):
-        Image.fromarray(np.full((2, 2), value, np.uint8)).save(tmp_path / f"a.{suffix}")
-    assert MaskFolder(tmp_path, {1: "a.jpg"})(1).max() > 0.9
+    for suffix, side in (("jpg", 3), ("png", 2)):
+        Image.fromarray(np.full((side, side), 255, np.uint8)).save(tmp_path / f"a.{suffix}")
+    assert MaskFolder(tmp_path, {1: "a.jpg"})(1).shape == (2, 2)
