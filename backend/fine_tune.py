@@ -196,6 +196,7 @@ class FineTuner:
             raise  # Label Studio or Redis are away: the run goes on when they are back
         except Exception as error:  # a full disk, a mistake of ours: the same would happen again at every tick
             outcome, words, unforeseen = "failed", f"{type(error).__name__}: {error}", error
+        desk.model.end_fine_tuning()
         self.files.end(folder)
         self.files.add(TuneOutcome(time.time(), labels, outcome, words, version, round(time.time() - began, 1)))
         text = f"fine-tuning on {labels} labels: {outcome}; {words}"
@@ -213,6 +214,7 @@ class FineTuner:
         tuned = self._tune(folder, heads, examples)
         self._look_for_a_stop()
         if not tuned.learnt:
+            model.end_fine_tuning()
             model.drop_representation(tuned.representation.id)
             return "kept back", "no epoch was better on held-out labels than the network it started from", None
         # Only what is labelled is embedded for a first look: what does not pass has cost seconds, not hours.

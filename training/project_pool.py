@@ -146,7 +146,7 @@ class ProjectPool:
         on_epoch: OnEpoch = lambda epoch: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> FineTuned:
-        """As `fine_tuning.fine_tune`; nothing that is in use changes."""
+        """As `fine_tuning.fine_tune`; nothing in use changes, and what is made stays until `end_fine_tuning`."""
         from .fine_tuning import fine_tune
 
         view = self._current_view()
@@ -185,6 +185,10 @@ class ProjectPool:
         report = store.embed(examples, load, progress=progress, should_stop=should_stop)
         self._view(representation).refresh()
         return EmbedReport(report.embedded, report.skipped, report.unreadable, report.seconds)
+
+    def end_fine_tuning(self) -> None:
+        """The network that `fine_tune` made was judged, or the run is over: it stays only if a version needs it."""
+        self._representations.release()
 
     def drop_representation(self, representation: str) -> None:
         """Remove one that is not in use, with its embeddings."""

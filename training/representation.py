@@ -151,7 +151,7 @@ class Representations:
     def add_tuned(
         self, weights: Path, backbone: str, note: str, learnt_from: NDArray[np.int64], flips: Flips = "none"
     ) -> Representation:
-        """Make a representation of a weights file; nothing uses it before `use`.
+        """Make a representation of a weights file; nothing uses it before `use`, and `prune` spares it until `release`.
 
         Args:
             weights: with its side file, as `backbones.resolve` takes them; both are copied.
@@ -164,6 +164,7 @@ class Representations:
         from .backbones import BackboneSpec
 
         engine = _engine(BackboneSpec(backbone, str(weights), flips=flips), self._engines)
+        self._set_candidate(engine.id)  # before there is a folder that another process could take for a left one
         network = self.folder(engine.id) / _NETWORK
         network.mkdir(parents=True, exist_ok=True)
         for path in (weights, weights.with_name(f"{weights.name}.json")):
@@ -206,9 +207,20 @@ class Representations:
         about = self.read(representation)
         with locked(self._pool / ".state.lock"):
             tuned = representation if about.kind == "tuned" else None
-            wanted = {"current": representation, "target": representation, "tuned": tuned}
-            if wanted != self._state():
+            state = self._state()
+            wanted = state | {"current": representation, "target": representation, "tuned": tuned}
+            if wanted != state:
                 write_json(self._pool / "state.json", wanted)
+
+    def release(self) -> None:
+        """What `add_tuned` made last has been judged: from now on it stays only if a version needs it."""
+        self._set_candidate(None)
+
+    def _set_candidate(self, representation: str | None) -> None:
+        with locked(self._pool / ".state.lock"):
+            state = self._state()
+            if state["candidate"] != representation:
+                write_json(self._pool / "state.json", state | {"candidate": representation})
 
     def drop(self, representation: str) -> None:
         """Remove a representation unless it is in use, or in the making."""
@@ -242,7 +254,7 @@ class Representations:
 
     def _state(self) -> dict[str, str | None]:
         stored = read_json(self._pool / "state.json") or {}
-        return {name: stored.get(name) for name in ("current", "target", "tuned")}
+        return {name: stored.get(name) for name in ("current", "target", "tuned", "candidate")}
 
     def _aim_at(self, representation: str) -> None:
         with locked(self._pool / ".state.lock"):

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from training import api
 from training.answers import Amount, AnyOf, OneOf
 from training.backbones import feature_extractor
-from training.errors import NoTrainableExamples
+from training.errors import NoTrainableExamples, VersionMissing
 from training.fine_tuning import answers_of, head_of, teacher_of
 from training.tuning import checkpoint
 
@@ -197,6 +197,24 @@ def test_what_is_dropped_is_gone_and_what_is_in_use_stays(project):
     in_use = project.model.representation().id
     project.model.drop_representation(in_use)
     assert project.model.predict(project.first, [1]).known.all()
+
+
+def test_a_network_in_the_making_outlives_every_clearing_up_and_ends_with_its_run(project):
+    """Refreshes clear up while a pool is embedded by the new network, for hours where the pool is large."""
+    tuned = project.tune().representation.id
+    project.again().prune(keep=1)
+    project.model.embed_in(tuned, project.examples, project.load)
+    version = project.model.fit_heads(project.heads, generation=2, source={}, representation=tuned).id
+    for generation in (3, 4, 5):  # what is learnt on the old features meanwhile
+        project.model.fit_heads(project.heads, generation=generation, source={})
+    assert version in project.again().prune(keep=1)
+    project.model.fit_heads(project.heads, generation=6, source={}, representation=tuned)
+    project.model.end_fine_tuning()
+    project.again().prune(keep=5)
+    assert project.again().embed_in(tuned, project.examples, project.load).skipped == POOL  # a version needs it
+    project.again().prune(keep=0)
+    with pytest.raises(VersionMissing):
+        project.model.embed_in(tuned, project.examples, project.load)
 
 
 def test_groups_that_people_gave_are_kept_whole(project, monkeypatch):
