@@ -282,38 +282,15 @@ def rollback(project: ProjectOption) -> None:
 def tune(
     project: ProjectOption,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="stop the run at hand; what is served does not change")
+        bool, typer.Option("--cancel", help="stop the run that is at it, or waits for its worker")
     ] = False,
 ) -> None:
     """Fine-tune the network on the labels of now, without waiting for them to double; or stop the run at hand."""
-    from backend.fine_tune import CANCEL
-    from backend.triggers import FEWEST_TO_JUDGE
+    from backend.tune_requests import ask
+    from backend.tune_requests import cancel as stop
 
     with _tools() as (workshop, dispatcher):
-        desk = workshop.desk(project)
-        state = workshop.state
-        running = state.holder(project, "tune") is not None
-        if cancel:
-            if not running:
-                raise fail(f"project {project} is not being fine-tuned")
-            state.put(project, CANCEL, True)
-            typer.echo("the run ends within seconds; what is served does not change")
-            return
-        if not desk.model.can_fine_tune():
-            raise fail("there are no trained weights to start from: set ASKFIRST_WEIGHTS to a file, URL or torchvision")
-        live = desk.model.live()
-        if live is None:
-            raise fail(f"project {project} has no model version yet; one comes with the first label")
-        audit = int(live.metrics.get("audit_n") or 0)
-        if audit < FEWEST_TO_JUDGE:
-            raise fail(
-                f"{audit} audit labels cannot tell whether a new network is better: label on, until there are "
-                f"{FEWEST_TO_JUDGE} (a tenth of the labels goes there, chosen by chance)"
-            )
-        state.drop(project, CANCEL)
-        wake = state.record(project, text="fine-tuning was asked for by command", flags=["tune"]).wake
-        dispatcher.wake(project, "tune", wake)
-    typer.echo(f"asked; `askfirst status --project {project}` and the status page show how far it is")
+        typer.echo((stop if cancel else ask)(workshop, dispatcher, project))
 
 
 def _promoted(model: Any, version: str) -> str:
@@ -388,6 +365,8 @@ def simulate(
 
     With --report and without --images or --project only the report is written anew.
     """
+    from training.errors import RepresentationError
+
     from .simulate_command import Request, run
 
     names = tuple(name.strip() for name in strategy.split(",") if name.strip()) or ("random", _settings().strategy)
@@ -416,6 +395,8 @@ def simulate(
     try:
         with turned_into_exceptions():
             run(request, _settings())
+    except RepresentationError as error:  # weights that cannot be used
+        raise fail(str(error)) from None
     except Interrupted:
         typer.echo(f"stopped; {out} keeps what is complete, and the same command goes on from there", err=True)
         raise

@@ -303,7 +303,9 @@ class Demo:
         from backend.errors import StoreUnavailable
 
         with suppress(StoreUnavailable):
-            return (str(self._tools[0].state.get(project_id, "problem") or "").splitlines() or [""])[0]
+            state = self._tools[0].state
+            hinders = state.get(project_id, "problem") or state.get(project_id, "no_features")
+            return (str(hinders or "").splitlines() or [""])[0]
         return ""
 
     # ------------------------------------------------------------------ bots

@@ -100,6 +100,11 @@ _SYNONYMS = {"score_threshold": "prelabel_above"}
 assert set(_READERS) == {field.name for field in fields(ControlOptions)}
 
 
+def wanted_values() -> dict[str, str]:
+    """Attribute -> what it takes, for people."""
+    return {f"model_{name}": wanted for name, (_, wanted) in _READERS.items()}
+
+
 def is_true(text: str) -> bool:
     """Booleans of the labelling config: 1, true or yes."""
     return text.strip().lower() in {"1", "true", "yes"}

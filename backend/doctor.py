@@ -17,7 +17,7 @@ from .dispatch import Dispatcher
 from .errors import BackendError, LabelStudioRejected, StoreUnavailable
 from .labeling_config import parse
 from .ls_client import LabelStudioClient
-from .project import Workshop
+from .project import Workshop, model_spec
 from .queue_push import SAMPLING, is_ours, read_pushed
 from .settings import Settings
 from .worker_context import build
@@ -86,7 +86,7 @@ def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> 
     yield "disk", lambda: _disk(settings)
     yield "representation", lambda: _weights(settings)
     if (masks := settings.tune_masks) is not None:
-        yield "masks", lambda: _masks(masks)
+        yield "masks", lambda: _masks(masks, settings.tune_mixing)
     yield "strategy", lambda: _strategy(settings)
 
 
@@ -97,6 +97,7 @@ def _of_project(settings: Settings, workshop: Workshop, project_id: int) -> Iter
     yield "sampling", lambda: _sampling(workshop.ls, project_id)
     yield "model version", lambda: _version(workshop, project_id)
     yield "import of predictions", lambda: _import(workshop, project_id)
+    yield "data fields", lambda: _fields(workshop, project_id)
 
 
 def _strategy(settings: Settings) -> str:
@@ -179,17 +180,24 @@ def _weights(settings: Settings) -> str:
             "no weights given: features are learnt from the pool itself, which works and is worth less than a "
             "pretrained network on photographs; set ASKFIRST_WEIGHTS to a file, a URL or 'torchvision'"
         )
-    if settings.weights == "torchvision" or settings.weights.startswith(("http://", "https://")):
-        return f"{settings.backbone} with weights {settings.weights!r}, downloaded at first use"
-    if not Path(settings.weights).is_file():
-        raise _Bad(f"ASKFIRST_WEIGHTS={settings.weights!r} is not a file that this process can read")
-    return f"{settings.backbone} with weights from {settings.weights}"
+    try:
+        return training.check_weights(model_spec(settings))
+    except training.RepresentationError as error:
+        raise _Bad(f"{error}. See ASKFIRST_BACKBONE, ASKFIRST_WEIGHTS, ASKFIRST_WEIGHTS_MEAN, _STD") from error
 
 
-def _masks(folder: Path) -> str:
+def _masks(folder: Path, mixing: str) -> str:
     if not folder.is_dir():
         raise _Bad(f"ASKFIRST_TUNE_MASKS={str(folder)!r} is not a folder that this process can read")
-    return f"{sum(1 for _ in folder.iterdir()):,} files in {folder}"
+    files = sum(1 for file in folder.iterdir() if file.suffix.lower() in training.MASK_SUFFIXES and file.is_file())
+    if not files:
+        raise _Bad(f"ASKFIRST_TUNE_MASKS={str(folder)!r} holds no image ({', '.join(training.MASK_SUFFIXES)})")
+    if mixing not in training.WITH_MASKS:
+        raise _Bad(
+            f"ASKFIRST_TUNE_MASKS is set, and ASKFIRST_TUNE_MIXING={mixing} looks at no mask: set it to "
+            f"{' or '.join(training.WITH_MASKS)}"
+        )
+    return f"{files:,} images in {folder}"
 
 
 def _project(ls: LabelStudioClient, project_id: int) -> str:
@@ -272,11 +280,18 @@ def _version(workshop: Workshop, project_id: int) -> str:
     return f"{pushed.version!r}: {len(pushed.ids)} tasks, made from {pushed.labels} labels"
 
 
+def _fields(workshop: Workshop, project_id: int) -> str:
+    tasks = workshop.desk(project_id).files.tasks()
+    if empty := tasks.empty_inputs:
+        raise _Bad(f"no task has a value for {', '.join(map(repr, empty))}, which the labelling config names")
+    return f"{', '.join(tasks.inputs)} are found in the tasks" if tasks.inputs else "none beside the image is asked for"
+
+
 def _import(workshop: Workshop, project_id: int) -> str:
     seconds = float(workshop.state.get(project_id, "import_s") or 0.0)
     if seconds > 1.0:
         raise _Bad(
             f"each import costs {seconds:.1f} s beyond its rows: start Label Studio with {FLAG}=true; until then the "
-            "front of the queue is re-ordered in place where that is quicker"
+            "front of the queue is re-ordered in place where that is quicker (if it has that flag, the machine is busy)"
         )
     return f"an import costs {seconds:.2f} s beyond its rows"

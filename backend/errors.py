@@ -11,6 +11,7 @@
     ├── LabelStudioUnavailable   502  retryable: time-out, 5xx, no connection
     ├── LabelStudioRejected      502  4xx: .label_studio_status .body; asking again does not help
     ├── StoreUnavailable         503  retryable: Redis does not answer
+    ├── FineTuningRefused        409  a run cannot begin, or there is none to stop
     └── ProjectBusy              409  retryable: another process works on the same project
 
 `status` is the HTTP status of our own answer, `retryable` says whether the same call may succeed later
@@ -190,6 +191,13 @@ class StoreUnavailable(BackendError):
             "ASKFIRST_REDIS_URL is its address."
         )
         self.cause = cause
+
+
+class FineTuningRefused(BackendError):
+    """A fine-tuning run cannot begin, or there is none to stop; the message says what to do."""
+
+    status = 409
+    code = "fine_tuning_refused"
 
 
 class ProjectBusy(BackendError):

@@ -28,7 +28,7 @@ from .heads import group_of
 from .pool_sync import PoolSync
 from .refresh import Refresher
 from .settings import Settings
-from .triggers import TuneFacts, tune_is_due
+from .triggers import FEWEST_TO_JUDGE, TuneFacts, tune_is_due
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +39,6 @@ _SHOW_EVERY_S = 5.0  # where a run is within an epoch: a write to Redis, between
 _LEASE_TRIES = 60
 _STALE_RUN_S = 86400.0  # a run begun so long ago is begun anew: its labels are old
 _MOST_STARTS = 5  # without an epoch between: what is killed as often is killed by what it does, by memory likely
-
-
-class _Cancelled(Exception):
-    """Somebody asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +182,8 @@ class FineTuner:
                 outcome, words = "failed", f"its process was killed {_MOST_STARTS} times; does it have enough memory?"
             else:
                 outcome, words, version = self._decided(folder, heads)
-        except _Cancelled:
+        except training.TrainingStopped:
             outcome, words = "cancelled", "it was cancelled by command"
-            state.drop(desk.id, CANCEL)
         except training.TrainingError as error:
             outcome, words = "failed", str(error)
             log.warning("fine-tuning failed", project=desk.id, cause=words)
@@ -197,6 +192,7 @@ class FineTuner:
         except Exception as error:  # a full disk, a mistake of ours: the same would happen again at every tick
             outcome, words, unforeseen = "failed", f"{type(error).__name__}: {error}", error
         desk.model.end_fine_tuning()
+        state.drop(desk.id, CANCEL)  # however it ended: the word was for this run and no other
         self.files.end(folder)
         self.files.add(TuneOutcome(time.time(), labels, outcome, words, version, round(time.time() - began, 1)))
         text = f"fine-tuning on {labels} labels: {outcome}; {words}"
@@ -216,7 +212,8 @@ class FineTuner:
         if not tuned.learnt:
             model.end_fine_tuning()
             model.drop_representation(tuned.representation.id)
-            return "kept back", "no epoch was better on held-out labels than the network it started from", None
+            words = "no epoch was better on held-out labels than the network it started from"
+            return "kept back", f"{words} ({tuned.reason})", None
         # Only what is labelled is embedded for a first look: what does not pass has cost seconds, not hours.
         wanted = {i for labels in heads for i in (*labels.train, *labels.audit)}
         network = tuned.representation.id
@@ -225,7 +222,8 @@ class FineTuner:
         candidate = self._fit(heads, network)
         verdict = model.judge_heads(candidate, heads, must_gain=True, promote=False)
         if not verdict.promoted:
-            return "kept back", verdict.words, candidate
+            cut = f" ({tuned.reason})" if tuned.cut_short else ""
+            return "kept back", f"{verdict.words}{cut}", candidate
         model.embed_in(
             network,
             examples,
@@ -253,10 +251,10 @@ class FineTuner:
             now = time.monotonic()
             if now - self._shown_at >= _SHOW_EVERY_S:
                 self._shown_at = now
-                where = (
-                    f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.3f}, {step.images_per_s:.0f} images/s"
+                speed = f"loss {step.loss:.3f}, {step.images_per_s:.0f} images/s"
+                self._show(
+                    step.step, step.steps, f"steps of epoch {step.epoch} of {settings.epochs} of fine-tuning, {speed}"
                 )
-                self._show(step.step, step.steps, f"steps of fine-tuning, {where}")
 
         return self.desk.model.fine_tune(
             heads,
@@ -337,7 +335,7 @@ class FineTuner:
     def _look_for_a_stop(self) -> None:
         self._asked_at = 0.0
         if self._stopped():
-            raise _Cancelled
+            raise training.TrainingStopped
 
 
 def tune_settings(settings: Settings) -> training.TuneSettings:
@@ -353,11 +351,19 @@ def tune_settings(settings: Settings) -> training.TuneSettings:
     )
 
 
-def tuning_sentence(home: Path, enabled: bool, start: int) -> str:
-    """What became of the last run, for people; "" where there is nothing to say."""
+def tuning_sentence(home: Path, start: int | None, audit: int) -> str:
+    """What became of the last run, or when the first one comes, for people; "" where there is nothing to say.
+
+    Args:
+        start: labels from which on runs begin by themselves; None: they do not.
+        audit: audit labels that there are.
+    """
     outcomes = TuneFiles(home).outcomes()
     if not outcomes:
-        return f"It is fine-tuned from {start} labels on." if enabled else ""
+        if start is None:
+            return ""
+        judges = f" and {FEWEST_TO_JUDGE} audit labels on, of which there are {audit}" * (audit < FEWEST_TO_JUDGE)
+        return f"It is fine-tuned from {start} labels{judges or ' on'}."
     last = outcomes[-1]
     return f"Last fine-tuning, on {last.labels} labels: {last.outcome}; {last.words}."
 

@@ -16,16 +16,19 @@ from collections.abc import Callable
 import structlog
 from rq import get_current_job
 
+from training import api as training
+
 from . import connect as connection
 from .dispatch import Dispatcher
 from .errors import BackendError, LabelStudioRejected, LabelStudioUnavailable, UnsupportedLabelConfig
-from .fine_tune import FineTuner, TuneFiles
+from .fine_tune import CANCEL, FineTuner, TuneFiles
 from .fine_tune import due as fine_tuning_is_due
 from .pool_sync import PoolSync
 from .project import Workshop
 from .queue_push import read_pushed
 from .reconcile import reconcile, remember_connections
 from .refresh import Refresher
+from .tune_requests import ASKED
 from .worker_context import context
 
 log = structlog.get_logger(__name__)
@@ -199,9 +202,14 @@ def _tune(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
     refresher.desk.model.refresh_pool()
     refresher.book.sync(workshop.state, workshop.ls, refresher.desk.config)  # this process may know no label yet
     files = TuneFiles(refresher.desk.home)
-    if files.begun() is None and "tune" not in flags and not fine_tuning_is_due(refresher):
+    asked = {f: n for f, n in flags.items() if f == ASKED}
+    if files.begun() is None and workshop.state.get(project_id, CANCEL) is not None:
+        workshop.state.clean(project_id, "flags", asked)
+        workshop.state.drop(project_id, CANCEL)
+        return "the run was cancelled before it began"
+    if files.begun() is None and not asked and not fine_tuning_is_due(refresher):
         return "no fine-tuning is due"
-    workshop.state.clean(project_id, "flags", {f: n for f, n in flags.items() if f == "tune"})
+    workshop.state.clean(project_id, "flags", asked)
     return FineTuner(refresher, dispatcher, show_progress).run()
 
 
@@ -223,12 +231,19 @@ def _pool(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
         state.drop(project_id, "full_version")  # a full order of a smaller pool, or of fewer images
         wake_refresh()
 
-    report = sync.embed(
-        tasks,
-        progress=lambda done, total: show_progress(done, total, "images"),
-        checkpoint=more_is_known,
-        should_stop=lambda: False,
-    )
+    try:
+        report = sync.embed(
+            tasks,
+            progress=lambda done, total: show_progress(done, total, "images"),
+            checkpoint=more_is_known,
+            should_stop=lambda: False,
+        )
+    except training.RepresentationError as error:  # what is embedded keeps its order; the tick tries again
+        state.put(project_id, "no_features", str(error))
+        log.warning("images cannot be embedded", project=project_id, cause=str(error))
+        wake_refresh()
+        return f"images cannot be embedded: {error}"
+    state.drop(project_id, "no_features")
     state.put(project_id, "unreadable", {str(t): reason for t, reason in list(report.unreadable.items())[:1000]})
     state.put(project_id, "unreadable_count", len(report.unreadable))
     state.put(project_id, "pool_at", time.time())

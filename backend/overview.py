@@ -18,9 +18,10 @@ from .project import ProjectDesk, Workshop
 from .quality_words import quality_sentences
 from .queue_push import read_pushed
 from .refresh import SERVED_FILE
+from .tune_requests import at_hand
 
 HEAD = 12
-NO_AUDIT = "no audit label yet (a random tenth of the labels measures accuracy and is never trained on)"
+NO_AUDIT = "no audit label yet (a random share of the labels measures accuracy and is never trained on)"
 _MEANT: dict[training.Kind, str] = {
     "single": "",
     "multiple": " with every label right",
@@ -91,8 +92,10 @@ def _representation(workshop: Workshop, desk: ProjectDesk) -> str:
     representation = desk.model.representation()
     if representation is None:
         return "nothing is embedded yet"
-    enabled = workshop.settings.tune and desk.model.can_fine_tune()
-    return f"{representation.note} {tuning_sentence(desk.home, enabled, workshop.settings.tune_from)}".strip()
+    start = workshop.settings.tune_from if workshop.settings.tune and desk.model.can_fine_tune() else None
+    live = desk.model.live()
+    audit = int(live.metrics.get("audit_n") or 0) if live else 0
+    return f"{representation.note} {tuning_sentence(desk.home, start, audit)}".strip()
 
 
 def label_sentences(summary: Mapping[str, int]) -> list[str]:
@@ -156,25 +159,35 @@ def _more(m: Mapping[str, float | None]) -> str:
 
 
 def _sentence(workshop: Workshop, desk: ProjectDesk, jobs: list[dict[str, Any]], unlabelled: int, pushed: bool) -> str:
+    running = [f"{j['what']} {j['progress']}".strip() for j in jobs if j["state"] == "started"]
     pin = desk.files.pin()
     if pin:
-        return (
-            f"held: {pin['kind']} {pin['version']!r} was chosen by hand; "
-            f"`askfirst connect --project {desk.id}` hands the queue back to the model"
+        return "; ".join(
+            [
+                f"held: {pin['kind']} {pin['version']!r} was chosen by hand; "
+                f"`askfirst connect --project {desk.id}` hands the queue back to the model",
+                *running[:1],
+            ]
         )
-    running = [j for j in jobs if j["state"] == "started"]
     if running:
-        return f"{running[0]['what']} {running[0]['progress']}".strip()
+        return running[0]
     if not pushed:
         return "preparing the first order"
     if not unlabelled:
         return "every task has an annotation"
-    return "in step: the queue follows the model"
+    waiting = at_hand(workshop, desk)
+    return "in step: the queue follows the model" + (f"; {waiting}" if waiting else "")
 
 
 def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> list[str]:
     state = workshop.state
     found = [str(text) for name in ("problem", "trouble", "unknown_strategy") if (text := state.get(project_id, name))]
+    unusable = state.get(project_id, "no_features")
+    if unusable:
+        found.append(
+            f"new images are not embedded, and are asked last: {unusable}. Put ASKFIRST_BACKBONE and ASKFIRST_WEIGHTS "
+            "right and start the workers again; `askfirst doctor` tells whether they are"
+        )
     kept_back = state.get(project_id, "kept_back")
     if kept_back:
         found.append(
@@ -190,11 +203,9 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
             + "; ".join(f"task {t}: {reason}" for t, reason in examples)
         )
     if desk is not None:
-        tasks = desk.files.tasks()
         found += [
             f"no task has a value for the data field {name!r} that the labelling config names; is it spelt like this?"
-            for name, column in zip(tasks.inputs, tasks.facts, strict=True)
-            if tasks.ids and all(value is None for value in column)
+            for name in desk.files.tasks().empty_inputs
         ]
         try:
             found += desk.config.notes
@@ -208,7 +219,8 @@ def _warnings(workshop: Workshop, project_id: int, desk: ProjectDesk | None) -> 
         if float(state.get(project_id, "import_s") or 0) > 1.0:
             found.append(
                 "importing predictions is slow here: start Label Studio with "
-                "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true"
+                "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true; if it has that, the "
+                "machine is busy with other things"
             )
     return list(dict.fromkeys(found))
 

@@ -41,6 +41,12 @@ class Tasks:
     def last_id(self) -> int:
         return self.ids[-1] if self.ids else 0
 
+    @property
+    def empty_inputs(self) -> list[str]:
+        """Names of data fields that no task has a value for: misspelt, likely."""
+        columns = zip(self.inputs, self.facts, strict=True)
+        return [name for name, column in columns if self.ids and all(value is None for value in column)]
+
 
 NO_TASKS = Tasks("", (), ())
 

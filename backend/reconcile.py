@@ -14,9 +14,9 @@ from typing import Any
 from .connect import our_webhooks
 from .dispatch import Dispatcher
 from .errors import LabelStudioRejected
-from .fine_tune import TuneFiles
 from .project import ProjectDesk, Workshop, connected_projects
 from .queue_push import SAMPLING, QueuePusher, read_pushed
+from .tune_requests import ASKED, at_hand
 
 OVERLAP = timedelta(seconds=10)  # a transaction may commit after a later one: look a little further back
 SAME_CHANGE = timedelta(seconds=2)
@@ -199,10 +199,11 @@ def _wake(workshop: Workshop, dispatcher: Dispatcher, desk: ProjectDesk) -> None
     if not at_it and ("tasks" in flags or not desk.files.tasks().ids or desk.model.representation() is None):
         dispatcher.wake(desk.id, "pool", wake)
     behind = pushed is None or (desk.files.pin() is None and _order_is_behind(desk, pushed.model))
-    if state.dirty(desk.id) or state.gone(desk.id) or flags or behind or state.take_again(desk.id, "refresh"):
+    waits = flags.keys() - {ASKED}  # a fine-tuning run that was asked for may wait for hours
+    if state.dirty(desk.id) or state.gone(desk.id) or waits or behind or state.take_again(desk.id, "refresh"):
         dispatcher.wake(desk.id, "refresh", wake)
-    if TuneFiles(desk.home).begun() is not None and state.holder(desk.id, "tune") is None:
-        dispatcher.wake(desk.id, "tune", wake)  # a run that was killed goes on
+    if at_hand(workshop, desk) and state.holder(desk.id, "tune") is None:
+        dispatcher.wake(desk.id, "tune", wake)  # a run that was killed goes on, one that was asked for is not lost
     # Images that could not be loaded may only have been away: a server restarted, a disk was not mounted.
     if state.take_again(desk.id, "pool") or (
         state.get(desk.id, "unreadable_count")

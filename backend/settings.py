@@ -42,10 +42,17 @@ def _setting(default: Any, unit: str, help: str, *names: str, **constraints: Any
     )
 
 
-Triple = Annotated[
-    tuple[float, float, float] | None,
-    BeforeValidator(lambda v: tuple(float(x) for x in v.split(",")) if isinstance(v, str) and v else (v or None)),
-]
+def _three_numbers(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value or None
+    try:
+        red, green, blue = (float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError("must be three numbers with commas between them, as 0.485,0.456,0.406") from None
+    return red, green, blue
+
+
+Triple = Annotated[tuple[float, float, float] | None, BeforeValidator(_three_numbers)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 
 
@@ -172,6 +179,7 @@ class Settings(BaseSettings):
         "side of the square given to the backbone; 0: what comes with the weights",
         "ASKFIRST_INPUT_SIZE",
         ge=0,
+        le=2048,
     )
 
     # --- learning and selection
@@ -218,7 +226,8 @@ class Settings(BaseSettings):
     audit_share: float = _setting(
         0.1,
         "share",
-        "part of the tasks, chosen by hash before any score, that measures accuracy and is never trained on",
+        "part of the tasks, chosen by hash before any score, that measures accuracy and is never trained on; they get"
+        " as large a part of the queue until there are enough",
         "ASKFIRST_AUDIT_SHARE",
         ge=0,
         le=0.5,
@@ -250,10 +259,20 @@ class Settings(BaseSettings):
         ge=20,
     )
     tune_epochs: int = _setting(
-        20, "epochs", "passes over the labels in one run, at most", "ASKFIRST_TUNE_EPOCHS", ge=1
+        20,
+        "epochs",
+        "passes over the labels in one run, at most; of few labels one epoch has several passes, so that a run has 200"
+        " steps of 32 images all the same",
+        "ASKFIRST_TUNE_EPOCHS",
+        ge=1,
     )
     tune_limit_s: float = _setting(
-        4 * 3600.0, "seconds", "longest run; the best so far is kept", "ASKFIRST_TUNE_LIMIT_S", gt=0
+        4 * 3600.0,
+        "seconds",
+        "longest run; the best so far is kept",
+        "ASKFIRST_TUNE_LIMIT_S",
+        gt=0,
+        allow_inf_nan=False,
     )
     tune_flips: Literal["none", "horizontal", "both"] = _setting(
         "none",

@@ -16,7 +16,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +65,7 @@ def code(text: object) -> str:
 
 # ---------------------------------------------------------------------- settings
 def settings_page() -> str:
-    from backend.control_options import ControlOptions, read_options
+    from backend.control_options import wanted_values
     from backend.settings import PREFIX, RETIRED, settings_table
 
     rows = []
@@ -74,8 +73,7 @@ def settings_page() -> str:
         first, *others = row["names"].split(", ")
         names = code(first) + (f" (or {', '.join(map(code, others))})" if others else "")
         rows.append((names, code(_as_written(row["default"])) or "empty", row["unit"], row["help"]))
-    _, wanted, _ = read_options({f"model_{field.name}": "?" for field in fields(ControlOptions)})
-    options = [(code(name), message.partition(" is not ")[2]) for name, message in wanted.items()]
+    options = [(code(name), wanted) for name, wanted in wanted_values().items()]
     return f"""# Settings
 
 Environment variables of web process and workers, read once at their start. An empty variable counts as not set. A

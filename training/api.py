@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from .answers import HeadAnswers, outputs_of
 from .embedding_table import as_ids
-from .errors import DataError, NoTrainableExamples, TrainingError, UnreadableImage, VersionMissing
+from .errors import (
+    DataError,
+    NoTrainableExamples,
+    RepresentationError,
+    TrainingError,
+    TrainingStopped,
+    UnreadableImage,
+    VersionMissing,
+)
 from .evaluate import audit_is_enough
 from .fine_tuning import TAUGHT
 from .gate import Comparison, Verdict
@@ -37,10 +45,10 @@ from .ranking import (
     to_ranking,
     unread_only,
 )
-from .representation import ModelSpec, Representation
+from .representation import ModelSpec, Representation, check_weights
 from .run_record import RunRecord, read_record
 from .targets import HeadLabels, HeadSpec, Kind, Target
-from .tuning import Epoch, Step, TuneSettings
+from .tuning import MASK_SUFFIXES, WITH_MASKS, Epoch, Step, TuneSettings
 from .values import EmbedReport, Example, LabelledSet, PossibleLabels, Predictions
 from .version_values import HeadInfo, VersionInfo
 
@@ -48,8 +56,10 @@ if TYPE_CHECKING:
     pass
 
 __all__ = [
+    "MASK_SUFFIXES",
     "REASONS",
     "TAUGHT",
+    "WITH_MASKS",
     "Asking",
     "AuditStream",
     "Comparison",
@@ -74,6 +84,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Representation",
+    "RepresentationError",
     "RunRecord",
     "Shares",
     "Shown",
@@ -81,11 +92,13 @@ __all__ = [
     "StrategyInfo",
     "Target",
     "TrainingError",
+    "TrainingStopped",
     "TuneSettings",
     "UnreadableImage",
     "Verdict",
     "VersionInfo",
     "VersionMissing",
+    "check_weights",
     "get_strategy",
     "list_strategies",
     "read_record",
@@ -244,6 +257,7 @@ class ProjectModel(ProjectVersions):
         is_open = np.isin(ids, wanted)
         is_audit = audit_mask(audit, ids, is_labelled | is_open)
         audited = int((is_labelled & is_audit).sum())
+        share = audit.share if isinstance(audit, AuditStream) else _AUDIT_SHARE
         accuracy = None if stored is None else stored.info.metrics.get("accuracy")
         order = order_candidates(
             Candidates(
@@ -260,7 +274,7 @@ class ProjectModel(ProjectVersions):
             strategy=strategy,
             front=front,
             layers=layers,
-            audit_share=0.0 if audit_is_enough(audited, accuracy) else _AUDIT_SHARE,
+            audit_share=0.0 if audit_is_enough(audited, accuracy) else share,
             seed=seed,
         )
         late_rows = np.flatnonzero(np.isin(ids, late))

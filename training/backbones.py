@@ -118,7 +118,8 @@ def resolve(spec: BackboneSpec, cache: Path) -> Backbone:
     else:
         path = Path(spec.weights).expanduser()
         if not path.is_file():
-            raise WeightsUnusable(spec.weights, "there is no such file")
+            what = "it is a folder" if path.is_dir() else "there is no such file"
+            raise WeightsUnusable(spec.weights, f"{what}; name a file that this process can read")
     own = next((entry for entry in offered if Path(urlsplit(entry.url).path).name == path.name), None)
     about = _side_file(path)
     preset = (own or offered[0]).transforms() if offered else None
@@ -129,6 +130,9 @@ def resolve(spec: BackboneSpec, cache: Path) -> Backbone:
         raise WeightsUnusable(str(path), f"input_size must be a whole number of pixels, got {size!r}")
     if min(std) <= 0:
         raise WeightsUnusable(str(path), f"std must be positive, got {std}")
+    if max(mean) > 1 or min(mean) < 0 or max(std) > 1:
+        reason = f"mean and std are of pixels from 0 to 1, got {mean} and {std}; divide those of 0 to 255 by 255"
+        raise WeightsUnusable(str(path), reason)
     assumed = not own and not (spec.mean or about.get("mean"))
     if assumed:
         _log.warning("%s does not say how its pixels are scaled: assuming torchvision's scale for %s", path, spec.name)
@@ -230,7 +234,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors readers raise many types for damaged files
-        raise WeightsUnusable(str(path), f"not a file of tensors ({_first_lines(str(error))})") from error
+        why = f"{type(error).__name__}: {_first_lines(str(error))}"
+        raise WeightsUnusable(
+            str(path), f"not a file of tensors ({why}); it should be a .safetensors file or what torch.save wrote"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

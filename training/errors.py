@@ -21,6 +21,7 @@ Nothing here imports anything heavy: the web process catches these too.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 _SHOWN = 8  # versions in a message
 
@@ -83,7 +84,10 @@ class UnknownBackbone(RepresentationError, LookupError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.name = name
         self.known = tuple(sorted(known))
-        super().__init__(f"unknown backbone {name!r}; known: {', '.join(self.known)}")
+        near = get_close_matches(name, self.known, 3) or list(self.known[:3])
+        super().__init__(
+            f"unknown backbone {name!r}; torchvision has {len(self.known)} classifiers, {', '.join(near)} among them"
+        )
 
 
 class WeightsUnusable(RepresentationError):
@@ -105,6 +109,13 @@ class TrainingDiverged(TrainingError):
             f"the loss became {loss} in step {epoch}; a finite loss was wanted. "
             + (advice or "Look for NaN or inf in the embeddings or the sample weights")
         )
+
+
+class TrainingStopped(TrainingError):
+    """Somebody asked a run to stop; it leaves nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped from outside")
 
 
 class OutOfMemory(TrainingError):

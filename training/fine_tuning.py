@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from . import tuning
 from .answers import AnyOf, OneOf, Output
 from .embedding_table import as_ids
-from .errors import NoTrainableExamples
+from .errors import NoTrainableExamples, TrainingStopped
 from .files import write_bytes
 from .inputs import InputSchema, InputTable
 from .pool_view import SELECTION_DIMS, PoolView
@@ -32,7 +32,6 @@ Ids = NDArray[np.int64]
 
 TAUGHT = "taught.npz"  # in the folder of a run: what its teacher said
 _DUPLICATE = 0.98  # cosine above which examples are one group: neither split nor mixed
-_WITH_MASKS = ("cutmix-object", "saliency")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class FineTuned:
     def learnt(self) -> bool:
         """Whether any epoch was better on the held-out examples than the network it started from."""
         return self.best_epoch > 0
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it ran out of time."""
+        return self.reason.startswith(tuning.TIME_LIMIT)
 
 
 def fine_tune(
@@ -81,7 +85,7 @@ def fine_tune(
             what it said is kept in `folder`, since a run that goes on must be told the same.
         masks: folder of masks for mixing by object, see `tuning.MaskFolder`; saliency for images without one.
     Raises:
-        NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory.
+        NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory; TrainingStopped: by `should_stop`.
     """
     audited = {i for labels in heads for i in labels.audit}
     ids = sorted({i for labels in heads for i in labels.train} - audited)
@@ -94,7 +98,7 @@ def fine_tune(
     asked = [labels for labels in heads if labels.train]
     teacher = None if teach is None else _kept_teacher(folder / TAUGHT, teach, asked, by_id.keys() - set(ids) - audited)
     shown = ids if teacher is None else [*ids, *teacher.ids.tolist()]
-    mixes = settings.mixing in _WITH_MASKS
+    mixes = settings.mixing in tuning.WITH_MASKS
     drawn = tuning.MaskFolder(masks, {i: by_id[i].uri for i in shown}) if mixes and masks is not None else None
     pictures = tuning.Pictures.decoded(
         shown,
@@ -105,6 +109,8 @@ def fine_tune(
         folder=folder / "pictures",
         should_stop=should_stop,
     )
+    if should_stop():  # what was not reached by then passes for unreadable
+        raise TrainingStopped
     labelled = tuning.Examples(
         as_ids(ids),
         {head_name(labels.spec): answers_of(labels, ids) for labels in asked},
@@ -124,15 +130,19 @@ def fine_tune(
         on_epoch=on_epoch,
         should_stop=should_stop,
     )
+    if tuned.reason == tuning.CANCELLED:
+        raise TrainingStopped
     weights = tuned.save(folder / "network")
     learnt_from = np.setdiff1d(as_ids(ids), np.concatenate([as_ids(tuned.held_out), as_ids(list(tuned.unreadable))]))
-    views = {"none": "", "horizontal": ", mean of 2 views", "both": ", mean of 4 views"}[settings.flips]
-    also = "" if teacher is None else f" and what the model before it said of {len(teacher.ids):,} other images"
-    also += "" if drawn is None else f"; {len(drawn):,} of {len(shown):,} images had a mask"
-    back = f", mixed with {tuned.start_share:.0%} of the start's weights" if tuned.start_share else ""
-    note = (
-        f"Features of {tuned.architecture} at {tuned.input_size} px{views}, fine-tuned on {len(learnt_from):,} labels "
-        f"of this project{also} ({tuned.best_epoch} of {settings.epochs} epochs{back})."
+    facts_told = sorted({name for labels in asked for name in labels.spec.inputs}) if facts is not None else []
+    note = _note(
+        tuned,
+        settings,
+        f"{len(learnt_from):,} labels of this project",
+        teacher is not None and f"what the model before it said of {len(teacher.ids):,} other images",
+        len(asked) > 1 and f"{len(asked)} questions together ({', '.join(head_name(h.spec) for h in asked)})",
+        bool(facts_told) and f"the fields {', '.join(facts_told)}",
+        drawn is not None and f"masks of {len(drawn.read):,} of {len(shown):,} images",
     )
     return FineTuned(
         representations.add_tuned(weights, tuned.architecture, note, learnt_from, settings.flips),
@@ -141,6 +151,18 @@ def fine_tune(
         tuned.history,
         len(tuned.held_out),
         tuned.unreadable,
+    )
+
+
+def _note(tuned: tuning.Tuned, settings: tuning.TuneSettings, *learnt_from: str | bool) -> str:
+    """One sentence for people; of `learnt_from` what is not False."""
+    views = {"none": "", "horizontal": ", mean of 2 views", "both": ", mean of 4 views"}[settings.flips]
+    back = f", mixed with {tuned.start_share:.0%} of the start's weights" if tuned.start_share else ""
+    short = f"; {tuned.reason}" if tuned.reason.startswith(tuning.TIME_LIMIT) else ""
+    return (
+        f"Features of {tuned.architecture} at {tuned.input_size} px{views}, fine-tuned on "
+        f"{', '.join(str(part) for part in learnt_from if part)} "
+        f"({tuned.best_epoch} of {settings.epochs} epochs{back}{short})."
     )
 
 

@@ -3,7 +3,7 @@
     pending      already handed out: kept in front, where they are
     front        chosen by the strategy, with a share of random ones, one of each near-duplicate group
     rest         by uncertainty
-    audit        one in ten places until the audit slice is large enough, in hash order, blind to every score
+    audit        a share of the places until the audit slice is large enough, in hash order, blind to every score
     unread       without an embedding: last
 
 N  embedded examples    D  dimensions for selection    C  classes

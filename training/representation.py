@@ -1,8 +1,9 @@
 """Which representation a project uses: the backbone of the settings, a network fine-tuned from it on the project's own
 labels, or features learnt from its own pool.
 
-    pool/state.json                      {"current", "target", "tuned"}: in use, being made (usually the same), and the
-                                         fine-tuned network that took the backbone's place
+    pool/state.json                      {"current", "target", "tuned", "candidate"}: in use, being made (usually the
+                                         same), the fine-tuned network that took the backbone's place, and one that is
+                                         still to be judged
     pool/<id>/representation.json        what it is, for people
     pool/<id>/features.safetensors       features learnt from the pool
     pool/<id>/network/                   weights of a fine-tuned network
@@ -28,7 +29,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CheckpointCorrupt, RepresentationError, UnreadableImage, VersionMissing, WeightsUnusable
+from .errors import (
+    CheckpointCorrupt,
+    RepresentationError,
+    UnknownBackbone,
+    UnreadableImage,
+    VersionMissing,
+    WeightsUnusable,
+)
 from .files import locked, read_json, write_bytes, write_json
 from .pool_view import LEARNT_FROM
 from .ranking import hash_ids
@@ -375,6 +383,24 @@ class Representations:
             decoded += threads.map(lambda index: pixels(index, fetch(index), side), others)
         pictures = [picture for picture in decoded if picture is not None]
         return (np.stack(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)), unreadable
+
+
+def check_weights(spec: ModelSpec) -> str:
+    """Open the weights that the settings name, and say what they are; what would be downloaded is not opened.
+
+    Raises: WeightsUnusable, UnknownBackbone: with what to do.
+    """
+    from .backbones import TORCHVISION, BackboneSpec, known_backbones, resolve
+
+    if spec.weights is None:
+        raise WeightsUnusable("none", "the settings name no weights; set ASKFIRST_WEIGHTS")
+    if spec.weights == TORCHVISION or spec.weights.startswith(("http://", "https://")):
+        if spec.backbone not in known_backbones():
+            raise UnknownBackbone(spec.backbone, known_backbones())
+        return f"{spec.backbone} with weights {spec.weights!r}, downloaded at first use"
+    found = resolve(BackboneSpec(spec.backbone, spec.weights, spec.input_size, spec.mean, spec.std), Path())
+    found.build()
+    return found.note
 
 
 def _engine(wanted: BackboneSpec, folder: Path) -> Engine:

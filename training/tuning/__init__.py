@@ -10,9 +10,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .events import Epoch, OnEpoch, OnStep, Step
+from .events import CANCELLED, TIME_LIMIT, Epoch, OnEpoch, OnStep, Step
 from .heads import Examples, HeadSpec
-from .settings import TuneSettings
+from .settings import MASK_SUFFIXES, WITH_MASKS, TuneSettings
 
 if TYPE_CHECKING:
     from .batches import Teacher
@@ -41,6 +41,10 @@ _HEAVY = {
 }
 
 __all__ = [
+    "CANCELLED",
+    "MASK_SUFFIXES",
+    "TIME_LIMIT",
+    "WITH_MASKS",
     "Answers",
     "Epoch",
     "Examples",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+# Reasons why a run ended, or how they begin.
+CANCELLED = "stopped from outside"
+TIME_LIMIT = "the time limit"
+
 
 @dataclass(frozen=True)
 class Step:

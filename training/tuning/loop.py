@@ -24,7 +24,7 @@ from .batches import Batches, Teacher
 from .blend import between
 from .checkpoint import Progress
 from .devices import alone_with, channels_last, choose_precision, loader_threads, open_fabric, seed_torch
-from .events import OnEpoch, OnStep, Step
+from .events import CANCELLED, TIME_LIMIT, OnEpoch, OnStep, Step
 from .heads import Examples, HeadSpec, check_heads, targets_of
 from .judge import Judge
 from .losses import HeadLoss, Objective
@@ -33,11 +33,10 @@ from .pictures import Pictures
 from .probe import fit_heads
 from .result import Tuned
 from .schedule import AveragedWeights, lr_factor
-from .settings import TuneSettings
+from .settings import WITH_MASKS, TuneSettings
 from .split import hold_out
 from .update import Update
 
-CANCELLED = "stopped from outside"
 ALL_DONE = "all epochs are done"
 
 
@@ -131,7 +130,7 @@ def tune(
             if should_stop():
                 return CANCELLED
             if settings.time_limit_s is not None and seconds() >= settings.time_limit_s:
-                return f"the time limit of {settings.time_limit_s:g} s was reached"
+                return f"{TIME_LIMIT} of {settings.time_limit_s:g} s was reached"
             return None
 
         if progress is None:
@@ -227,7 +226,7 @@ def _with_pictures(examples: Examples, pictures: Pictures) -> tuple[Examples, di
 
 
 def _check_masks(settings: TuneSettings, pictures: Pictures) -> None:
-    if settings.mixing in ("cutmix-object", "saliency") and pictures.channels != 4:
+    if settings.mixing in WITH_MASKS and pictures.channels != 4:
         raise DataError(
             f"mixing {settings.mixing!r} needs to know where the object is, but the pictures have no masks: decode "
             "them with masks, or set mixing to 'cutmix'"

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from .masks import Mask
+from .settings import MASK_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg")  # the first of a name wins
 _ENDINGS = ("_segmentation", "_mask")  # that tools put after the image's name
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts this before the name of an uploaded file
 
@@ -40,16 +40,15 @@ class MaskFolder:
         files: dict[str, Path] = {}
         for file in folder.iterdir() if folder.is_dir() else ():
             suffix = file.suffix.lower()
-            if suffix in _SUFFIXES:
+            if suffix in MASK_SUFFIXES:
                 stem = next((file.stem.removesuffix(end) for end in _ENDINGS if file.stem.endswith(end)), file.stem)
                 known = files.get(stem)
-                if known is None or _SUFFIXES.index(suffix) < _SUFFIXES.index(known.suffix.lower()):
+                if known is None or MASK_SUFFIXES.index(suffix) < MASK_SUFFIXES.index(known.suffix.lower()):
                     files[stem] = file
         self._paths = {example: path for example, uri in uris.items() if (path := _file_of(uri, files))}
-
-    def __len__(self) -> int:
-        """How many of the examples have a mask."""
-        return len(self._paths)
+        self.read: set[int] = set()  # examples whose mask could be read and shows something
+        if not self._paths:
+            _log.warning("no mask in %s belongs to any of %d images: saliency takes their place", folder, len(uris))
 
     def __call__(self, example: int) -> Mask | None:
         """[H, W] in [0, 1], the lightest pixel 1; None where there is none that can be read."""
@@ -63,7 +62,10 @@ class MaskFolder:
             _log.warning("the mask %s cannot be read (%s): saliency takes its place", path, error)
             return None
         top = mask.max()  # 255, or 1 where a network wrote classes
-        return mask / top if top > 0 else None  # nothing drawn tells as little as no mask
+        if top == 0:
+            return None  # nothing drawn tells as little as no mask
+        self.read.add(example)
+        return mask / top
 
 
 def _file_of(uri: str, files: Mapping[str, Path]) -> Path | None:

@@ -13,6 +13,9 @@ Mixing = Literal["none", "cutmix", "cutmix-object", "saliency"]
 Augmentation = Literal["none", "light", "randaugment"]
 Precision = Literal["auto", "32", "bf16"]
 
+WITH_MASKS: tuple[Mixing, ...] = ("cutmix-object", "saliency")  # they need to know where the object is
+MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg")  # of masks in a folder; the first wins
+
 
 @dataclass(frozen=True)
 class TuneSettings:

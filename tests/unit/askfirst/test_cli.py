@@ -250,16 +250,21 @@ def project(monkeypatch, tmp_path):
     log: list[object] = []
     running: list[str] = []
     desk = SimpleNamespace(
-        model=FakeModel(), home=tmp_path, files=SimpleNamespace(write_pin=lambda pin: log.append(pin))
+        id=3,
+        model=FakeModel(),
+        home=tmp_path,
+        files=SimpleNamespace(write_pin=lambda pin: log.append(pin), pin=lambda: None),
     )
     workshop = SimpleNamespace(
         desk=lambda number: desk,
         ls=SimpleNamespace(close=lambda: None),
+        settings=SimpleNamespace(audit_share=0.3),
         state=SimpleNamespace(
             record=lambda number, **what: SimpleNamespace(wake=4),
             drop=lambda number, name: None,
             put=lambda number, name, value: log.append((name, value)),
             holder=lambda number, kind: "somebody" if running else None,
+            flags=lambda number: {},
         ),
     )
     dispatcher = SimpleNamespace(wake=lambda *what: log.append(what))
@@ -317,6 +322,7 @@ def test_fine_tuning_is_asked_for_and_stopped_by_command(project):
 def test_what_fine_tuning_lacks_is_said(project):
     few = run(cli.app, ["tune", "--project", "3"])
     assert few.exit_code == 1 and "0 audit labels cannot tell" in " ".join(few.output.split())
+    assert "30% of the labels go there" in " ".join(few.output.split())
     project.model.weights = False
     without = run(cli.app, ["tune", "--project", "3"])
     assert without.exit_code == 1 and "ASKFIRST_WEIGHTS" in without.output

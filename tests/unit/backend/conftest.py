@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from backend import jobs
+from backend.fine_tune import FineTuner, TuneFiles
 from backend.ls_client import Project
 from backend.picks import read_picks
 from backend.project import Tasks, Workshop
@@ -18,6 +19,8 @@ from backend.refresh import Refresher
 from backend.settings import Settings
 from backend.state import State
 from training import api, pool_features
+from training.fine_tuning import FineTuned
+from training.representation import Representation, Representations
 
 CONFIG = (
     '<View><Image name="img" value="$image"/><Choices name="cls" toName="img"><Choice value="a"/><Choice value="b"/>'
@@ -118,6 +121,71 @@ def loop(tmp_path, monkeypatch):
             return {p.task: p.pick for p in read_picks(self.refresher.desk.home)}
 
     return Loop()
+
+
+class NoJobs:
+    woken = ()
+
+    def jobs(self, project_id):
+        return []
+
+    def wake(self, project_id, kind, number):
+        self.woken = (*self.woken, kind)
+
+
+class Shown:
+    """A network that shows the answer, or hides it."""
+
+    width, input_size = 2, 8
+
+    def __init__(self, name, pixels):
+        self.id = name
+        self._pixels = pixels
+
+    def embed(self, images):
+        return self._pixels(np.asarray(images, np.float32))
+
+
+@pytest.fixture
+def tuning(loop, monkeypatch):
+    """Sixty tasks, labelled by odd and even, which the network in use hardly sees; what a run gives is the test's."""
+    networks = {
+        "good": Shown("good", lambda p: np.stack([p[:, 0, 1, 0] % 2 + 0.01, 1.01 - p[:, 0, 1, 0] % 2], 1)),
+        "bad": Shown("bad", lambda p: np.stack([p[:, 0, 1, 0] % 7 + 1, p[:, 0, 0, 0] % 5 + 1], 1)),
+    }
+    monkeypatch.setattr(Representations, "embedder", lambda self, name: networks[name])
+    monkeypatch.setattr(api.ProjectModel, "can_fine_tune", lambda self: True)
+    monkeypatch.setattr("backend.triggers.FEWEST_TO_JUDGE", 7)  # what sixty tasks can have
+    loop.result, loop.seen, loop.epoch = "good", [], 1
+
+    def fine_tune_(
+        model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, teach, masks, groups=None
+    ):
+        loop.taught, loop.masks = teach and teach(), masks
+        loop.seen.append({i for labels in heads for i in labels.train})
+        on_step(api.Step(1, 3, 9, 0.7, {}, 1e-4, 50.0, 1.0))
+        on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
+        if isinstance(loop.result, BaseException):
+            raise loop.result
+        name = loop.result if loop.result in networks else "good"
+        about = Representation(name, "tuned", name, 2, f"{name}.", started_from="")
+        model._representations._describe(about)
+        return FineTuned(about, "done", 0 if loop.result == "nothing learnt" else 1, (), 0, {})
+
+    monkeypatch.setattr(api.ProjectModel, "fine_tune", fine_tune_)
+    loop.workshop.settings = loop.workshop.settings.model_copy(update={"tune_from": 20})
+    monkeypatch.setattr(loop.workshop.fetcher, "fetch", lambda uri, task: loop.picture(task), raising=False)
+    monkeypatch.setattr("backend.pool_sync.PoolSync.load", lambda self, example: loop.picture(example.example_id))
+
+    def label(tasks):
+        for task in tasks:
+            loop.ls.label(task)
+        loop.refresh(*tasks)
+
+    loop.give, loop.jobs = label, NoJobs()
+    loop.run = lambda: FineTuner(loop.refresher, loop.jobs, lambda done, total, what: None).run()
+    loop.files = TuneFiles(loop.refresher.desk.home)
+    return loop
 
 
 def picture(example):

@@ -41,6 +41,37 @@ def test_a_labelling_config_that_cannot_be_served_is_the_last_line_because_the_o
     assert [(c.name, c.ok) for c in checks] == [("project", True), ("labelling config", False)]
 
 
+@pytest.mark.parametrize(
+    ("content", "backbone", "said"),
+    [(b"no weights", "mobilenet_v2", "not a file of tensors"), (b"", "nosuchnet", "unknown backbone")],
+)
+def test_weights_are_opened_and_not_only_looked_for(tmp_path, content, backbone, said):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    env = {"ASKFIRST_WEIGHTS": str(path), "ASKFIRST_BACKBONE": backbone, "MODEL_DIR": str(tmp_path)}
+    check = doctor._guarded("representation", lambda: doctor._weights(Settings.from_env(env)))
+    assert not check.ok and said in check.message and "ASKFIRST_BACKBONE" in check.message
+
+
+@pytest.mark.parametrize(
+    ("files", "mixing", "ok", "said"),
+    [
+        (["a.png", "b.TIF", "note.txt"], "cutmix-object", True, "2 images"),
+        (["note.txt"], "cutmix-object", False, "holds no image"),
+        (["a.png"], "none", False, "looks at no mask: set it to cutmix-object or saliency"),
+        (None, "saliency", False, "not a folder"),
+    ],
+)
+def test_masks_that_would_do_nothing_are_told(tmp_path, files, mixing, ok, said):
+    folder = tmp_path / "masks"
+    if files is not None:
+        folder.mkdir()
+        for name in files:
+            (folder / name).write_bytes(b"")
+    check = doctor._guarded("masks", lambda: doctor._masks(folder, mixing))
+    assert check.ok is ok and said in check.message
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_another_refusal_is_told_as_it_is(monkeypatch, tmp_path, status):
     def project(number):

@@ -9,6 +9,7 @@ from backend.errors import (
     BackendError,
     BadPayload,
     ConfigError,
+    FineTuningRefused,
     ImageUnavailable,
     LabelStudioRejected,
     LabelStudioUnavailable,
@@ -31,6 +32,7 @@ EXAMPLES = {
     LabelStudioUnavailable: LabelStudioUnavailable("list the tasks", "timed out"),
     LabelStudioRejected: LabelStudioRejected("list the tasks", 404, "<html>\n no </html>"),
     StoreUnavailable: StoreUnavailable("connection refused"),
+    FineTuningRefused: FineTuningRefused("project 7 is not being fine-tuned"),
     ProjectBusy: ProjectBusy(7, "a refresh is running"),
 }
 STATUS_AND_RETRY = {
@@ -44,6 +46,7 @@ STATUS_AND_RETRY = {
     LabelStudioUnavailable: (502, True),
     LabelStudioRejected: (502, False),
     StoreUnavailable: (503, True),
+    FineTuningRefused: (409, False),
     ProjectBusy: (409, True),
 }
 

@@ -5,85 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from backend import fine_tune, jobs
 from backend.errors import LabelStudioUnavailable
-from backend.fine_tune import CANCEL, FineTuner, TuneFiles, due
+from backend.fine_tune import CANCEL, FineTuner, due
 from backend.overview import project_overview
 from backend.refresh import Refresher
 from backend.settings import Settings
 from backend.triggers import TuneFacts, tune_is_due
 from training import api
 from training.errors import TrainingDiverged
-from training.fine_tuning import FineTuned
-from training.representation import Representation, Representations
-
-
-class NoJobs:
-    woken = ()
-
-    def jobs(self, project_id):
-        return []
-
-    def wake(self, project_id, kind, number):
-        self.woken = (*self.woken, kind)
-
-
-class Shown:
-    """A network that shows the answer, or hides it."""
-
-    width, input_size = 2, 8
-
-    def __init__(self, name, pixels):
-        self.id = name
-        self._pixels = pixels
-
-    def embed(self, images):
-        return self._pixels(np.asarray(images, np.float32))
-
-
-@pytest.fixture
-def tuning(loop, monkeypatch):
-    """Sixty tasks, labelled by odd and even, which the network in use hardly sees; what a run gives is the test's."""
-    networks = {
-        "good": Shown("good", lambda p: np.stack([p[:, 0, 1, 0] % 2 + 0.01, 1.01 - p[:, 0, 1, 0] % 2], 1)),
-        "bad": Shown("bad", lambda p: np.stack([p[:, 0, 1, 0] % 7 + 1, p[:, 0, 0, 0] % 5 + 1], 1)),
-    }
-    monkeypatch.setattr(Representations, "embedder", lambda self, name: networks[name])
-    monkeypatch.setattr(api.ProjectModel, "can_fine_tune", lambda self: True)
-    monkeypatch.setattr("backend.triggers.FEWEST_TO_JUDGE", 7)  # what sixty tasks can have
-    loop.result, loop.seen, loop.epoch = "good", [], 1
-
-    def fine_tune_(
-        model, heads, examples, load, settings, folder, *, on_epoch, on_step, should_stop, teach, masks, groups=None
-    ):
-        loop.taught, loop.masks = teach and teach(), masks
-        loop.seen.append({i for labels in heads for i in labels.train})
-        on_step(api.Step(1, 3, 9, 0.7, {}, 1e-4, 50.0, 1.0))
-        on_epoch(api.Epoch(loop.epoch, 2, 0.5, 0.4))
-        if isinstance(loop.result, BaseException):
-            raise loop.result
-        name = loop.result if loop.result in networks else "good"
-        about = Representation(name, "tuned", name, 2, f"{name}.", started_from="")
-        model._representations._describe(about)
-        return FineTuned(about, "done", 0 if loop.result == "nothing learnt" else 1, (), 0, {})
-
-    monkeypatch.setattr(api.ProjectModel, "fine_tune", fine_tune_)
-    loop.workshop.settings = loop.workshop.settings.model_copy(update={"tune_from": 20})
-    monkeypatch.setattr(loop.workshop.fetcher, "fetch", lambda uri, task: loop.picture(task), raising=False)
-    monkeypatch.setattr("backend.pool_sync.PoolSync.load", lambda self, example: loop.picture(example.example_id))
-
-    def label(tasks):
-        for task in tasks:
-            loop.ls.label(task)
-        loop.refresh(*tasks)
-
-    loop.give, loop.jobs = label, NoJobs()
-    loop.run = lambda: FineTuner(loop.refresher, loop.jobs, lambda done, total, what: None).run()
-    loop.files = TuneFiles(loop.refresher.desk.home)
-    return loop
 
 
 def live(loop):
@@ -156,7 +88,7 @@ def test_a_worse_network_is_kept_back_and_shown_with_the_reason(tuning):
     tuning.result = "bad"
     assert "kept back; worse than the live version" in tuning.run()
     assert live(tuning) == before and tuning.refresher.desk.model.representation().id == before.representation
-    shown = project_overview(tuning.workshop, NoJobs(), 5).representation
+    shown = project_overview(tuning.workshop, tuning.jobs, 5).representation
     assert "Last fine-tuning" in shown and "worse than the live version" in shown
 
 
@@ -281,7 +213,7 @@ def test_half_a_line_of_a_dying_machine_costs_only_itself(tuning):
     with (tuning.files.folder / "runs.jsonl").open("a") as file:
         file.write(json.dumps({"at": 1})[:5])
     assert len(tuning.files.outcomes()) == 1
-    assert "Last fine-tuning" in fine_tune.tuning_sentence(tuning.refresher.desk.home, True, 20)
+    assert "Last fine-tuning" in fine_tune.tuning_sentence(tuning.refresher.desk.home, 20, 0)
 
 
 def test_tasks_of_one_patient_are_told_to_stay_together(tuning):
@@ -301,7 +233,7 @@ def test_a_data_field_that_no_task_has_is_told(tuning):
     tasks = files.tasks()
     nothing, something = (None,) * len(tasks.ids), (*(None,) * (len(tasks.ids) - 1), 3)
     files.write_tasks(replace(tasks, inputs=("nowhere", "age"), facts=(nothing, something)))
-    (told,) = [w for w in project_overview(tuning.workshop, NoJobs(), 5).warnings if "data field" in w]
+    (told,) = [w for w in project_overview(tuning.workshop, tuning.jobs, 5).warnings if "data field" in w]
     assert "'nowhere'" in told
 
 

@@ -424,8 +424,14 @@ def test_the_order_takes_in_what_was_embedded_since_it_was_last_asked_for(model)
     np.testing.assert_allclose(ranking.confidence, probabilities.max(1), atol=2e-3)
 
 
+@pytest.mark.parametrize(("share", "places"), [(0.1, 2), (0.3, 6), (0.5, 10)])
+def test_the_audit_slice_gets_its_share_of_the_places_in_front(model, share, places):
+    order = rank(model, audit=api.AuditStream(share), front=20)
+    assert sum(map(api.AuditStream(share), order.example_ids[:20].tolist())) == places
+
+
 def test_the_audit_stream_may_be_a_function_or_an_object(model):
-    stream = api.AuditStream(0.3)
+    stream = api.AuditStream(0.1)
     version = fit(model).id
     one = rank(model, version, IDS[50:], IDS[:50], audit=stream)
     other = rank(model, version, IDS[50:], IDS[:50], audit=lambda i: stream(i))

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from training import backbones
 from training.backbones import BackboneSpec, feature_extractor, known_backbones, resolve, scaled
 from training.errors import UnknownBackbone, WeightsUnusable
+from training.representation import ModelSpec, check_weights
 from training.torchvision_ops import torchvision
 
 SMALL = "squeezenet1_1"
@@ -134,8 +135,8 @@ def test_the_network_is_frozen_and_in_eval_mode(weights):
     assert not any(part.training for part in module.modules())
 
 
-def test_an_unknown_backbone_is_answered_with_the_known_ones(tmp_path):
-    with pytest.raises(UnknownBackbone, match=r"resnet99.*mobilenet_v2"):
+def test_an_unknown_backbone_is_answered_with_those_of_a_name_like_it(tmp_path):
+    with pytest.raises(UnknownBackbone, match=r"resnet99.*resnet"):
         resolve(BackboneSpec("resnet99", "torchvision"), tmp_path)
 
 
@@ -146,6 +147,31 @@ def test_detection_and_quantised_networks_are_not_offered():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(WeightsUnusable, match="no such file"):
         resolve(spec(tmp_path / "nothing.pth"), tmp_path)
+
+
+def test_a_folder_is_not_said_to_be_missing(tmp_path):
+    with pytest.raises(WeightsUnusable, match="it is a folder; name a file"):
+        resolve(spec(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((128.0, 128.0, 128.0), None), (None, (58.0, 57.0, 57.0)), ((-0.1, 0.5, 0.5), None)]
+)
+def test_a_scale_of_0_to_255_is_refused_with_what_to_do(weights, tmp_path, mean, std):
+    with pytest.raises(WeightsUnusable, match="divide those of 0 to 255 by 255"):
+        resolve(BackboneSpec(SMALL, str(weights), mean=mean, std=std), tmp_path)
+
+
+def test_weights_are_opened_where_they_are_only_looked_at(weights, tmp_path):
+    assert "small.pth" in check_weights(ModelSpec(SMALL, str(weights)))
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(weights.read_bytes()[:1000])
+    for wrong in (ModelSpec(SMALL, str(broken)), ModelSpec("mobilenet_v2", str(weights)), ModelSpec(SMALL)):
+        with pytest.raises(WeightsUnusable):
+            check_weights(wrong)
+    assert "downloaded at first use" in check_weights(ModelSpec(SMALL, "torchvision"))
+    with pytest.raises(UnknownBackbone):
+        check_weights(ModelSpec("nosuchnet", "https://example.org/w.pth"))
 
 
 class Bomb:

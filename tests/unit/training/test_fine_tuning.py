@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from training import api
 from training.answers import Amount, AnyOf, OneOf
 from training.backbones import feature_extractor
-from training.errors import NoTrainableExamples, VersionMissing
+from training.errors import NoTrainableExamples, TrainingStopped, VersionMissing
 from training.fine_tuning import answers_of, head_of, teacher_of
 from training.tuning import checkpoint
 
@@ -156,13 +156,17 @@ def test_what_is_kept_has_its_share_of_the_start_and_says_so(project, weights, m
 
 
 def test_mixing_by_object_takes_the_masks_of_a_folder_and_says_for_how_many_images(project, tmp_path):
-    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "one_mask.png")
-    examples = [replace(e, uri="/images/one.png" if e.example_id == 1 else "") for e in project.examples]
+    drawn, names = np.zeros((8, 8), np.uint8), {1: "one", 2: "empty", 3: "text", 4: "folder"}
+    for name, pixels in (("one", drawn + np.eye(8, dtype=np.uint8)), ("empty", drawn)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}_mask.png")
+    (tmp_path / "text_mask.png").write_text("no image")
+    (tmp_path / "folder_mask.png").mkdir()
+    examples = [replace(e, uri=f"/images/{names.get(e.example_id, '')}.png") for e in project.examples]
     found = project.model.fine_tune(
         project.heads, examples, project.load, replace(project.settings, mixing="cutmix-object"), project.folder,
         masks=tmp_path,
     )  # fmt: skip
-    assert "1 of 60 images had a mask" in found.representation.note
+    assert "masks of 1 of 60 images" in found.representation.note
 
 
 def test_rolling_back_brings_back_the_network_and_its_embeddings(project):
@@ -308,6 +312,29 @@ def test_a_head_is_not_measured_by_what_its_network_learnt_from(project, monkeyp
     assert not seen[1].any()  # a network that came as it is learnt from none of them
 
 
+@pytest.mark.parametrize("after", [0, 3, 65])
+def test_a_run_that_is_stopped_leaves_no_network_and_is_not_taken_for_one_that_failed(project, after):
+    """While pictures are loaded (there are sixty), and later between two steps."""
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) > after
+
+    with pytest.raises(TrainingStopped):
+        project.model.fine_tune(
+            project.heads, project.examples, project.load, project.settings, project.folder, should_stop=stop
+        )
+    kinds = {path.name for path in (project.home / "pool").iterdir() if path.is_dir()}
+    assert kinds == {project.model.representation().id}
+
+
+def test_a_run_that_ran_out_of_time_says_so_in_its_note(project):
+    found = project.tune(time_limit_s=1e-6, held_out=0.4)
+    assert "the time limit of 1e-06 s was reached" in found.representation.note
+    assert "time limit" not in project.tune().representation.note
+
+
 class Asked(Exception):
     """Stands for a run: the test looks at what it was given."""
 
@@ -374,9 +401,7 @@ def test_what_was_taught_is_told_with_the_network(project):
         project.folder,
         teach=lambda: project.model.teacher(project.first, range(91, 121)),
     )
-    assert (
-        "on 60 labels of this project and what the model before it said of 30 other images" in found.representation.note
-    )
+    assert "on 60 labels of this project, what the model before it said of 30 other images" in found.representation.note
 
 
 def test_every_kind_of_answer_teaches_but_numbers():
