@@ -43,7 +43,7 @@ def cancel(workshop: Workshop, dispatcher: Dispatcher, project_id: int) -> str:
         raise FineTuningRefused(f"project {project_id} is not being fine-tuned")
     state.put(project_id, CANCEL, True)
     if state.holder(project_id, "tune") is not None:
-        return "the run ends within seconds; what is served does not change"
+        return "the run ends at its next step, within a minute or so; what is served does not change"
     dispatcher.wake(project_id, "tune", state.wake_number(project_id))  # who finds the word, and takes the run away
     return f"{busy}: it will not go on; what is served does not change"
 
