@@ -56,8 +56,8 @@ class TuneSettings:
 
     # Pictures
     input_size: int | None = None  # pixels; None: as the weights came
-    # Crops and flips alone. With RandAugment, in as many epochs, balanced accuracy was .05 lower with 800 and with 1,600
-    # labels of HAM10000, where colours tell (three seeds: not beyond chance), and the risk of selective answers higher
+    # Crops and flips alone. With RandAugment, in as many epochs, balanced accuracy was .05 lower with 800 and 1,600
+    # labels of HAM10000, where colours tell (three seeds, within chance), and the risk of selective answers higher
     # by .015 and .004 (benchmark/results/tuning/ham10000.md).
     augmentation: Augmentation = "light"
     flips: Flips = "none"  # labels may be about the side: left and right, letters, digits
