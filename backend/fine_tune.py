@@ -348,6 +348,7 @@ def tune_settings(settings: Settings) -> training.TuneSettings:
         mixing=settings.tune_mixing,
         seed=settings.seed,
         threads=settings.worker_threads,
+        devices=settings.tune_devices,
     )
 
 

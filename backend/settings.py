@@ -309,6 +309,14 @@ class Settings(BaseSettings):
         "ASKFIRST_TUNE_POOL",
         ge=0,
     )
+    tune_devices: int = _setting(
+        1,
+        "GPUs",
+        "GPUs that fine-tune together, with a process each; without a GPU: processes that share the worker's threads,"
+        " which is slower than one on a small machine",
+        "ASKFIRST_TUNE_DEVICES",
+        ge=1,
+    )
 
     # --- queue
     sprint_min: int = _setting(

@@ -22,12 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 _SHOWN = 8  # versions in a message
 
 
 class TrainingError(Exception):
-    """Root of the package's errors."""
+    """Root of the package's errors. They go from process to process, whatever they are made of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[TrainingError], args: tuple[Any, ...]) -> TrainingError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class DataError(TrainingError):

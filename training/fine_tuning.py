@@ -107,6 +107,8 @@ def fine_tune(
         masks=drawn,
         with_masks=mixes,
         folder=folder / "pictures",
+        # Other processes cannot load a picture: they map the file that all are in.
+        budget_bytes=tuning.BUDGET_BYTES if settings.devices == 1 else None,
         should_stop=should_stop,
     )
     if should_stop():  # what was not reached by then passes for unreadable

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from .mask_folder import MaskFolder
     from .masks import MaskSource, centre_prior, spectral_residual
     from .net import Untrained
-    from .pictures import Pictures, side_for
+    from .pictures import BUDGET_BYTES, Pictures, side_for
     from .result import Answers, Tuned, ensemble_probabilities, load, predict
 
 _HEAVY = {
     "Teacher": "batches",
     "tune": "loop",
+    "BUDGET_BYTES": "pictures",
     "MaskFolder": "mask_folder",
     "MaskSource": "masks",
     "centre_prior": "masks",
@@ -41,6 +42,7 @@ _HEAVY = {
 }
 
 __all__ = [
+    "BUDGET_BYTES",
     "CANCELLED",
     "MASK_SUFFIXES",
     "TIME_LIMIT",

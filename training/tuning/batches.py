@@ -13,8 +13,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,25 +51,27 @@ class Batch:
     teacher_shares: dict[str, Tensor]  # by head, [B]
     inputs: dict[str, Tensor]  # by name, [B, E + 1]
     weak: Tensor | None  # [U, H, H, 3] uint8, weaker views of the last U pictures, for FixMatch
+    whole: int  # B of the step over all processes
+    unlabelled: int  # U of the step over all processes
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def part(self, rows: slice) -> Batch:
+    def part(self, rows: slice | NDArray[np.intp]) -> Batch:
         """Some rows, without weak views."""
-        cut = {
+        cut: dict[str, Any] = {
             name: {key: value[rows] for key, value in getattr(self, name).items()}
             for name in ("targets", "shares", "teacher", "teacher_shares", "inputs")
         }
-        return Batch(self.images[rows], weak=None, **cut)
+        return replace(self, images=self.images[rows], weak=None, **cut)
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
+        moved: dict[str, Any] = {
             name: {key: value.to(device, non_blocking=True) for key, value in getattr(self, name).items()}
             for name in ("targets", "shares", "teacher", "teacher_shares", "inputs")
         }
         weak = None if self.weak is None else self.weak.to(device, non_blocking=True)
-        return Batch(self.images.to(device, non_blocking=True), weak=weak, **moved)
+        return replace(self, images=self.images.to(device, non_blocking=True), weak=weak, **moved)
 
 
 class Batches:
@@ -85,7 +87,11 @@ class Batches:
         settings: TuneSettings,
         pool: Examples | None,
         teacher: Teacher | None,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
+        """`process` of `processes` (from 0) makes its own part of every step: the rest is other processes' work."""
+        self._process, self._processes = process, processes
         self._train, self._pool, self._pictures, self._settings = train, pool, pictures, settings
         self._size = input_size
         n = len(train)
@@ -130,20 +136,23 @@ class Batches:
         return steps
 
     def make(self, epoch: int, step: int, rows: NDArray[np.intp]) -> Batch:
-        """The batch of `step` (from 0), with the labelled `rows`."""
+        """This process's part of the batch of `step` (from 0), which has the labelled `rows`."""
         s = self._settings
         rng = _rng(s.seed, 3, epoch, step)
         pool_rows = self._pool_rows(epoch, step, len(rows))
         ids = self._train.ids[rows]
-        images = np.stack([self._view(example, _rng(s.seed, 4, epoch, step, i)) for i, example in enumerate(ids)])
-        pixels, masks = images[..., :3], images[..., 3] if images.shape[-1] == 4 else None
         other: NDArray[np.intp] = np.arange(len(rows))
-        if s.mixing != "none" and epoch <= s.epochs - round(s.mix_free * s.epochs):
+        mixes = s.mixing != "none" and epoch <= s.epochs - round(s.mix_free * s.epochs)
+        if mixes:
             other = partners(self._groups[rows], rng, s.mix_probability)
+        images = np.zeros((len(rows), self._size, self._size, self._pictures.channels), np.uint8)
+        for i in range(len(rows)) if mixes else self._own(len(rows)):  # what is mixed in may be of another's part
+            images[i] = self._view(ids[i], _rng(s.seed, 4, epoch, step, i))
+        pixels, masks = images[..., :3], images[..., 3] if images.shape[-1] == 4 else None
         pixels, share = mix(pixels, masks, other, s.mixing, rng)
         strong, weak = self._pool_views(pool_rows, epoch, step)
         if len(strong):
-            pixels = np.concatenate([pixels, strong[..., :3]])
+            pixels = np.concatenate([pixels, strong])
 
         targets, shares, teacher, taught = {}, {}, {}, {}
         known_a, known_b = share < 1, share > 0  # which pictures of a mixed one are there to be seen
@@ -165,15 +174,26 @@ class Batches:
                 taught[name] = torch.from_numpy(_normalised(every.astype(np.float32)) * np.float32(s.distil_weight))
                 if every.any():
                     shares[name] = shares[name] * torch.from_numpy(1 - np.float32(s.distil_weight) * every)
-        return Batch(
+        batch = Batch(
             torch.from_numpy(np.ascontiguousarray(pixels)),
             targets,
             shares,
             teacher,
             taught,
             self._conditions(rows, other, share, pool_rows, rng),
-            torch.from_numpy(np.ascontiguousarray(weak[..., :3])) if s.fixmatch and pool else None,
+            None,
+            len(rows) + pool,
+            pool,
         )
+        if self._processes > 1:
+            batch = batch.part(np.concatenate([self._own(len(rows)), len(rows) + self._own(pool)]))
+        if s.fixmatch and pool:
+            batch = replace(batch, weak=torch.from_numpy(weak[self._own(pool)]))
+        return batch
+
+    def _own(self, count: int) -> NDArray[np.intp]:
+        """Which of `count` pictures this process looks at."""
+        return np.arange(self._process, count, self._processes)
 
     def _view(self, example: int, rng: np.random.Generator, *, strong: bool | None = None) -> NDArray[np.uint8]:
         """One picture as the network will see it, [H, H, 3 or 4]. `strong` for FixMatch's two views."""
@@ -205,14 +225,15 @@ class Batches:
     def _pool_views(self, rows: NDArray[np.intp], epoch: int, step: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Views of pictures of the pool for the step itself, and weak ones for pseudo-labels if FixMatch is on."""
         s = self._settings
-        views, weak = [], []
-        for i, example in enumerate(self._pool_ids(rows)):
-            rng = _rng(s.seed, 6, epoch, step, i)
-            views.append(self._view(example, rng, strong=True if s.fixmatch else None))
+        ids = self._pool_ids(rows)
+        views = np.zeros((len(ids), self._size, self._size, 3), np.uint8)
+        weak = np.zeros_like(views) if s.fixmatch else views[:0]
+        for i in self._own(len(ids)):
+            rng = _rng(s.seed, 6, epoch, step, int(i))
+            views[i] = self._view(ids[i], rng, strong=True if s.fixmatch else None)[..., :3]
             if s.fixmatch:
-                weak.append(self._view(example, rng, strong=False))
-        none = np.empty((0, self._size, self._size, 3), np.uint8)
-        return np.stack(views) if views else none, np.stack(weak) if weak else none
+                weak[i] = self._view(ids[i], rng, strong=False)[..., :3]
+        return views, weak
 
     def _told(self, name: str, ids: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
         """The teacher's probabilities [n, C], 0 where it says nothing, and where it says something."""

@@ -90,10 +90,10 @@ def key_of(
     teacher: Teacher | None,
     settings: TuneSettings,
 ) -> str:
-    """64 hex digits over everything that decides what a run computes; not how long it may, nor on how many threads."""
+    """64 hex digits over everything that decides what a run computes; not how long it may, nor with how many hands."""
     digest = hashlib.sha256()
     digest.update(start.id.encode() if isinstance(start, Backbone) else repr(start).encode())
-    digest.update(repr((tuple(heads), replace(settings, time_limit_s=None, threads=None))).encode())
+    digest.update(repr((tuple(heads), replace(settings, time_limit_s=None, threads=None, devices=1))).encode())
     for examples in (labelled, pool):
         if examples is not None:
             _add(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from training.cores import usable_cores
+from training.errors import DataError
 
 from .net import TunedNet
 from .settings import TuneSettings
@@ -22,12 +25,29 @@ _ROUNDS = 2  # timings of each format; the best counts
 
 
 def open_fabric(settings: TuneSettings, precision: str) -> Fabric:
-    """Device and number format; `precision`: "32" or "bf16"."""
-    return Fabric(
-        accelerator=settings.accelerator,
-        devices=1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    """Device and number format; `precision`: "32" or "bf16". With several devices that of this process."""
+    number_format: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if precision == "bf16" else "32-true"
+    if settings.devices == 1:
+        return Fabric(accelerator=settings.accelerator, devices=1, precision=number_format)
+    fabric = Fabric(
+        accelerator=kind_of_several(settings),
+        devices=settings.devices,
+        strategy="ddp",
+        precision=number_format,
+        plugins=[LightningEnvironment()],
     )
+    fabric.launch()
+    return fabric
+
+
+def kind_of_several(settings: TuneSettings) -> Literal["cuda", "cpu"]:
+    """What a run on several devices computes with. Raises DataError: there are fewer GPUs than asked for."""
+    if settings.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "cpu"
+    there = torch.cuda.device_count()
+    if there < settings.devices:
+        raise DataError(f"fine-tuning was asked for on {settings.devices} GPUs, and there are {there}; set {there}")
+    return "cuda"
 
 
 def choose_precision(settings: TuneSettings, net: TunedNet, input_size: int, device: torch.device) -> tuple[str, str]:
@@ -66,7 +86,7 @@ def alone_with(settings: TuneSettings) -> Iterator[None]:
     before = torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=list(devices)):
-        torch.set_num_threads(settings.threads or usable_cores())
+        torch.set_num_threads(threads_of(settings))
         try:
             yield
         finally:
@@ -92,7 +112,12 @@ def channels_last(net: nn.Module, wanted: bool) -> nn.Module:
 
 def loader_threads(settings: TuneSettings) -> int:
     """Threads that make batches ahead of the step: one beside the others of a small machine, eight at most."""
-    return max(1, min(8, (settings.threads or usable_cores()) - 1))
+    return max(1, min(8, threads_of(settings) - 1))
+
+
+def threads_of(settings: TuneSettings) -> int:
+    """Threads of one process."""
+    return max(1, (settings.threads or usable_cores()) // settings.devices)
 
 
 __all__: Sequence[str] = (
@@ -100,7 +125,9 @@ __all__: Sequence[str] = (
     "channels_last",
     "choose_precision",
     "is_out_of_memory",
+    "kind_of_several",
     "loader_threads",
     "open_fabric",
     "seed_torch",
+    "threads_of",
 )

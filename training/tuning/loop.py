@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ from .batches import Batches, Teacher
 from .blend import between
 from .checkpoint import Progress
 from .devices import alone_with, channels_last, choose_precision, loader_threads, open_fabric, seed_torch
-from .events import CANCELLED, TIME_LIMIT, OnEpoch, OnStep, Step
+from .events import CANCELLED, TIME_LIMIT, Epoch, OnEpoch, OnStep, Step
 from .heads import Examples, HeadSpec, check_heads, targets_of
 from .judge import Judge
 from .losses import HeadLoss, Objective
 from .net import TunedNet, Untrained, as_trained, feature_width, freeze_first, load_weights, parameter_groups, trunk_of
 from .pictures import Pictures
 from .probe import fit_heads
+from .processes import in_processes
 from .result import Tuned
 from .schedule import AveragedWeights, lr_factor
 from .settings import WITH_MASKS, TuneSettings
@@ -67,12 +69,44 @@ def tune(
         folder: where the run is saved after each epoch, and goes on from if it was killed. Another run's is replaced.
         on_step, on_epoch: told what happens; called in the thread of the run, so they must be quick.
         should_stop: asked between steps; the best so far is returned.
-        clock: seconds.
+        clock: seconds; of a run on one device.
     Raises:
         DataError: examples, answers or pictures that cannot be used; UnknownBackbone, WeightsUnusable.
         TrainingDiverged: the loss or its gradient is not finite; OutOfMemory: not even one picture fits.
     """
     settings = settings or TuneSettings()
+    given: dict[str, Any] = {
+        **{"start": start, "heads": heads, "labelled": labelled, "pictures": pictures},
+        **{"pool": pool, "teacher": teacher},
+    }
+    if settings.devices > 1:
+        return in_processes(_run, settings, folder, on_step, on_epoch, should_stop, **given)
+    return _run(
+        **given,
+        settings=settings,
+        folder=folder,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        should_stop=should_stop,
+        clock=clock,
+    )
+
+
+def _run(
+    start: Backbone | Untrained,
+    heads: Sequence[HeadSpec],
+    labelled: Examples,
+    pictures: Pictures,
+    settings: TuneSettings,
+    pool: Examples | None,
+    teacher: Teacher | None,
+    folder: Path | None,
+    on_step: OnStep,
+    on_epoch: OnEpoch,
+    should_stop: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+) -> Tuned:
+    """As `tune`, on the device of this process. Of several, the first measures, saves and decides when to stop."""
     size = settings.input_size or start.input_size
     key = checkpoint.key_of(start, heads, labelled, pool, teacher, settings)
     labelled, unreadable = _with_pictures(labelled, pictures)
@@ -85,11 +119,14 @@ def tune(
     with alone_with(settings):
         # ---------------------------------------------------------------- what is learnt from and measured with
         begun = clock()
+        fabric = open_fabric(settings, "32")
+        first_process = fabric.is_global_zero
         train_rows, held_rows = hold_out(heads, labelled, settings.held_out, settings.seed)
         train, held = labelled.take(train_rows), labelled.take(held_rows)
         targets = {head.name: targets_of(head, train) for head in heads}
         losses = tuple(HeadLoss.of(head, targets[head.name], settings.loss, settings.label_smoothing) for head in heads)
-        batches = Batches(losses, train, targets, pictures, size, settings, pool, teacher)
+        place = fabric.global_rank, fabric.world_size
+        batches = Batches(losses, train, targets, pictures, size, settings, pool, teacher, *place)
         threads = loader_threads(settings)
 
         # ---------------------------------------------------------------- the network
@@ -99,23 +136,23 @@ def tune(
         net = TunedNet(trunk, feature_width(trunk, size), heads, widths)
         channels_last(net, settings.channels_last)
         judge = Judge(losses, train, held, pictures, size, widths, threads)
-        fabric = open_fabric(settings, "32")
         net.to(fabric.device)
         progress = None if folder is None else checkpoint.load(folder, key)
-        if progress is None and settings.start_heads and isinstance(start, Backbone):
+        if progress is None and settings.start_heads and isinstance(start, Backbone) and first_process:
             net.heads.cpu()  # where the features are collected
             fit_heads(net, losses, *judge.training_features(net.trunk), judge.held_out_features(net.trunk))
             net.to(fabric.device)
         if isinstance(start, Backbone):
             freeze_first(net, settings.frozen_layers)
         precision, note = (progress.precision, "") if progress else choose_precision(settings, net, size, fabric.device)
+        precision, note = fabric.broadcast((precision, note))
         fabric = open_fabric(settings, precision)
         groups = parameter_groups(net, settings.lr_head, settings.lr_trunk, settings.layer_decay, settings.weight_decay)
         frozen_norms = settings.batch_norm == "frozen" or (
             settings.batch_norm == "auto" and isinstance(start, Backbone)
         )
         judged = deepcopy(net)  # holds the averaged weights whenever they are measured
-        module, optimizer = fabric.setup(net, torch.optim.AdamW(groups))
+        module, optimizer = fabric.setup(net, torch.optim.AdamW(groups))  # all begin with the first one's weights
         average = AveragedWeights(net, settings.ema_decay)
         objective = Objective(tuple(loss.to(fabric.device) for loss in losses), settings.distil_temperature)
         update = Update(fabric, module, optimizer, objective, settings)
@@ -133,8 +170,13 @@ def tune(
                 return f"{TIME_LIMIT} of {settings.time_limit_s:g} s was reached"
             return None
 
+        def measured(**about: Any) -> Epoch:
+            return fabric.broadcast(judge(judged, **about) if first_process else Epoch(0, 0, None, None))
+
         if progress is None:
-            first = replace(judge(judged, epoch=0, epochs=settings.epochs, loss=None), best=True, seconds=seconds())
+            load_weights(judged, average.state)
+            first = measured(epoch=0, epochs=settings.epochs, loss=None)
+            first = replace(first, best=True, seconds=seconds())
             progress = Progress.at_start(_on_cpu(average.state), precision, first)
             on_epoch(first)
         else:
@@ -143,7 +185,7 @@ def tune(
             optimizer.load_state_dict(dict(progress.optimizer))
             update.part_size = progress.part_size
         total_steps = settings.epochs * batches.steps
-        why = progress.finished or stopped()
+        why = fabric.broadcast(progress.finished or stopped())
 
         # ---------------------------------------------------------------- epochs
         while why is None and progress.epoch < settings.epochs:
@@ -157,11 +199,11 @@ def tune(
                 loss, by_head = update(batch, number, factor, _pseudo_weight(settings, number / total_steps))
                 average.update(net)
                 step_losses.append(loss)
-                seen += len(batch)
-                speed, step_began = len(batch) / max(clock() - step_began, 1e-9), clock()
+                seen += batch.whole
+                speed, step_began = batch.whole / max(clock() - step_began, 1e-9), clock()
                 lr = settings.lr_trunk * factor
                 on_step(Step(epoch, step, batches.steps, loss, by_head, lr, speed, seconds()))
-                why = stopped()
+                why = fabric.broadcast(stopped())
                 if why:
                     break
             if why and why == CANCELLED:
@@ -170,7 +212,7 @@ def tune(
             # ------------------------------------------------------------ measure, keep the best, save
             speed = seen / max(clock() - epoch_began, 1e-9)
             load_weights(judged, average.state)
-            found = judge(judged, epoch=epoch, epochs=settings.epochs, loss=float(np.mean(step_losses)))
+            found = measured(epoch=epoch, epochs=settings.epochs, loss=float(np.mean(step_losses)))
             found = replace(found, best=progress.is_best(found), images_per_s=speed, seconds=seconds())
             progress.history.append(found)
             if found.best:
@@ -184,7 +226,7 @@ def tune(
             elif settings.patience and epoch - progress.best_epoch >= settings.patience:
                 progress.finished = f"no better loss on the held-out examples for {settings.patience} epochs"
             why = progress.finished or why
-            if folder is not None:
+            if folder is not None and first_process:
                 progress.net, progress.optimizer = _on_cpu(net.state_dict()), optimizer.state_dict()
                 progress.averaged, progress.updates = _on_cpu(average.state), average.updates
                 progress.part_size, progress.seconds = update.part_size, seconds()
@@ -195,7 +237,7 @@ def tune(
         share = settings.start_share if blended else 0.0
         kept = between(progress.start, progress.best, share)
         load_weights(judged, kept)
-        temperatures, errors = judge.temperatures_and_errors(judged)
+        temperatures, errors = judge.temperatures_and_errors(judged) if first_process else ({}, {})
 
     return Tuned(
         architecture=start.name,

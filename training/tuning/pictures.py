@@ -7,10 +7,15 @@ is decoded again whenever it is asked for.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +50,16 @@ class Pictures:
         kept: Pixels | None,
         fetch: Callable[[int], Pixels],
         unreadable: dict[int, str],
+        file: int | None = None,
     ) -> None:
         self.ids = ids
         self.side = side
         self.channels = 3 if kept is None else kept.shape[-1]
         self.unreadable = unreadable
         self._kept = kept
+        self._file = file  # descriptor of what `kept` is mapped to
+        if file is not None:
+            weakref.finalize(self, os.close, file)
         self._fetch = fetch
         self._row = {int(example): row for row, example in enumerate(ids)}
 
@@ -75,7 +84,7 @@ class Pictures:
         masks: MaskSource | None = None,
         with_masks: bool = False,
         folder: Path | None = None,
-        budget_bytes: int = BUDGET_BYTES,
+        budget_bytes: int | None = BUDGET_BYTES,
         threads: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Pictures:
@@ -86,7 +95,7 @@ class Pictures:
             side: pixels, see `side_for`.
             masks: where the object is; saliency where it gives None. with_masks: saliency for all pictures.
             folder: where a file may be mapped into memory; without it pictures lie in memory.
-            budget_bytes: more are decoded on demand, and have no masks.
+            budget_bytes: more are decoded on demand, and have no masks; None: all are kept.
             should_stop: asked between pictures; those not reached are told as unreadable.
         """
         wanted = np.asarray(ids, np.int64)
@@ -101,11 +110,11 @@ class Pictures:
             return np.concatenate([pixels, np.rint(mask * 255).astype(np.uint8)[..., None]], axis=2)
 
         needed = len(wanted) * side * side * channels
-        fits = needed <= budget_bytes
+        fits = budget_bytes is None or needed <= budget_bytes
         if not fits:
             channels = 3
-            _log.info("%d MB of pictures are more than %d: decoding on demand", needed >> 20, budget_bytes >> 20)
-        kept = _room((len(wanted), side, side, channels), folder) if fits else None
+            _log.info("%d MB of pictures are too many: decoding on demand", needed >> 20)
+        kept, file = _room((len(wanted), side, side, channels), folder) if fits else (None, None)
         reasons: dict[int, str] = {}
 
         def read(row: int) -> None:
@@ -127,10 +136,31 @@ class Pictures:
         with ThreadPoolExecutor(threads or 2 * usable_cores(), thread_name_prefix="decode") as pool:
             for _ in pool.map(read, range(len(wanted))):
                 pass
-        pictures = cls(wanted, side, kept, fetch, reasons)
+        pictures = cls(wanted, side, kept, fetch, reasons, file)
         for example in reasons:
             pictures._row.pop(example, None)
         return pictures
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that this one starts, which maps the same file.
+
+        Raises:
+            DataError: they are decoded on demand, by what cannot be sent.
+        """
+        if self._kept is None:
+            raise DataError("pictures that are decoded on demand cannot be sent to another process; keep them")
+        state = self.__dict__ | {"_fetch": None}
+        if self._file is not None:
+            state |= {"_kept": None, "_file": (DupFd(self._file), self._kept.shape)}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._kept is None:
+            handle, shape = state["_file"]
+            self._file = None
+            with os.fdopen(handle.detach(), "rb") as file:
+                self._kept = np.memmap(file, np.uint8, "r", shape=shape)
 
     def __contains__(self, example: int) -> bool:
         return int(example) in self._row
@@ -155,10 +185,12 @@ class Pictures:
         return pixels
 
 
-def _room(shape: tuple[int, int, int, int], folder: Path | None) -> Pixels:
-    """An array in memory, or one mapped to a file without a name, which is gone when nobody holds it."""
+def _room(shape: tuple[int, int, int, int], folder: Path | None) -> tuple[Pixels, int | None]:
+    """An array in memory, or one mapped to a file without a name, gone when nobody holds it, and a descriptor of it."""
     if folder is None or not shape[0]:
-        return np.empty(shape, np.uint8)
+        return np.empty(shape, np.uint8), None
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not the end of the process later
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        return np.memmap(file, np.uint8, "w+", shape=shape), os.dup(file.fileno())

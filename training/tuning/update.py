@@ -81,26 +81,46 @@ class Update:
 
     def _gradient(self, batch: Batch, number: int, pseudo_weight: float) -> tuple[float, dict[str, float]]:
         self._optimizer.zero_grad(set_to_none=True)
-        seed_torch(self._settings.seed, 7, number)
+        seed_torch(self._settings.seed, 7, number, self._fabric.global_rank)
         if batch.weak is not None:
             batch = self._with_pseudo_labels(batch, pseudo_weight)
-        size = self.part_size or len(batch)
+        size = self.part_size or max(1, len(batch))
         total, plain = 0.0, dict.fromkeys(batch.targets, 0.0)
         for start in range(0, len(batch), size):
             part = batch.part(slice(start, start + size))
-            outputs = self._module(part.images, part.inputs)
-            loss, losses = self._objective(
-                outputs, part.targets, part.shares, self._net.log_variance, part.teacher, part.teacher_shares
-            )
-            self._fabric.backward(loss)
+            # Memory may be short for one process alone, so each adds up its parts and all add up once.
+            with self._fabric.no_backward_sync(self._module, enabled=self._fabric.world_size > 1):
+                outputs = self._module(part.images, part.inputs)
+                loss, losses = self._objective(
+                    outputs, part.targets, part.shares, self._net.log_variance, part.teacher, part.teacher_shares
+                )
+                self._fabric.backward(loss)
             total += float(loss.detach())
             for name, value in losses.items():
                 plain[name] += float(value)
+        if self._fabric.world_size > 1:
+            total, *values = self._over_all([total, *plain.values()])
+            plain = dict(zip(plain, values, strict=True))
         if not total - total == 0:  # NaN or infinite
             raise TrainingDiverged(
                 number + 1, total, "Lower lr_trunk and lr_head, and look for broken extra inputs or weights"
             )
         return total, plain
+
+    @torch.no_grad()
+    def _over_all(self, losses: list[float]) -> list[float]:
+        """Add up gradients, in place, and losses over all processes: each knows those of its part of the step."""
+        trained = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # this process had no picture
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in trained if parameter.grad is not None]
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), torch.tensor(losses, device=self._fabric.device)])
+        summed = self._fabric.all_reduce(flat, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        for grad, value in zip(grads, summed.split([grad.numel() for grad in grads] + [len(losses)]), strict=False):
+            grad.copy_(value.view(grad.shape))
+        return [float(value) for value in summed[-len(losses) :]]
 
     @torch.no_grad()
     def _with_pseudo_labels(self, batch: Batch, weight: float) -> Batch:
@@ -111,7 +131,7 @@ class Update:
         assert batch.weak is not None
         count = len(batch.weak)
         first = len(batch) - count
-        size = self.part_size or count
+        size = self.part_size or max(1, count)
         found: list[list[Tensor]] = []
         for start in range(0, count, size):
             rows = slice(start, start + size)
@@ -127,5 +147,5 @@ class Update:
             targets[name] = targets[name].clone()
             targets[name][first:] = torch.nn.functional.one_hot(index, loss.spec.width).float()
             shares[name] = shares[name].clone()
-            shares[name][first:] = weight * sure / count
+            shares[name][first:] = weight * sure / batch.unlabelled
         return replace(batch, targets=targets, shares=shares, weak=None)

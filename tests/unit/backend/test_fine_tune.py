@@ -246,7 +246,15 @@ def test_what_the_settings_say_of_a_run_reaches_it():
         "ASKFIRST_TUNE_MIXING": "cutmix",
         "ASKFIRST_SEED": "5",
         "ASKFIRST_TORCH_THREADS": "3",
+        "ASKFIRST_TUNE_DEVICES": "2",
     }
     assert fine_tune.tune_settings(Settings.from_env(env)) == api.TuneSettings(
-        epochs=7, time_limit_s=90.0, flips="horizontal", augmentation="randaugment", mixing="cutmix", seed=5, threads=3
+        epochs=7,
+        time_limit_s=90.0,
+        flips="horizontal",
+        augmentation="randaugment",
+        mixing="cutmix",
+        seed=5,
+        threads=3,
+        devices=2,
     )
