@@ -83,6 +83,7 @@ class Variant:
     network: str = ""  # the variant whose network this is; "": one of its own
     flips: Flips = "none"  # views over which features are averaged
     start_share: float = 0.0  # of the start's weights, mixed in afterwards: what a run does itself at its end
+    inputs: bool = False  # age, sex and site are told to the head, and to the network if it is one of its own
 
 
 VARIANTS = {
@@ -98,9 +99,10 @@ VARIANTS = {
     "distill": Variant(AUGMENTED, "augment"),
     "distill-head": Variant(AUGMENTED, "augment"),
     "fixmatch": Variant(replace(AUGMENTED, fixmatch=True), "augment"),
-    "inputs": Variant(AUGMENTED, "augment"),
+    "inputs": Variant(AUGMENTED, "augment", inputs=True),
     "moving-norms": Variant(replace(AUGMENTED, **MOVING), "augment"),
     "moving-norms-views": Variant(AUGMENTED, "moving-norms", network="moving-norms", flips="both"),
+    "moving-norms-views-inputs": Variant(AUGMENTED, "moving-norms-views", "moving-norms", "both", inputs=True),
     "moving-randaugment": Variant(replace(RANDAUGMENTED, **MOVING), "moving-norms"),
     "moving-randaugment-views": Variant(RANDAUGMENTED, "moving-randaugment", "moving-randaugment", "both"),
 }
@@ -215,7 +217,7 @@ class Bench:
             accelerator="cpu",
         )
         teacher = self.teacher(variant, fraction, seed, first)
-        extra = variant == "inputs"
+        extra = VARIANTS[variant].inputs
         tuned = tune(
             self.start,
             [replace(HEAD, inputs=INPUTS if extra else ())],
@@ -255,7 +257,7 @@ class Bench:
             tuned.save(folder)
         labelled, _, test = split(self.ham, fraction, seed)
         embed = embedder(tuned, folder, self.ham, self.threads, made.flips)
-        found = worth(tuned, embed, self.ham, labelled, test, inputs=variant == "inputs")
+        found = worth(tuned, embed, self.ham, labelled, test, inputs=made.inputs)
         trained = [epoch.images_per_s for epoch in tuned.history if epoch.epoch]
         return {
             "variant": variant,

@@ -1,13 +1,15 @@
-"""The whole loop on HAM10000, replayed: labels chosen on frozen features, then the network tuned on them.
+"""The whole loop on HAM10000, replayed: labels are chosen, then the network is tuned on them.
 
     python -m benchmark.features --data FOLDER --names ham10000
     python -m benchmark.tuning_loop run --data FOLDER --seeds 3 --size 96 --epochs 20
     python -m benchmark.tuning_loop table
 
 For each seed a fifth of the lesions is the test set. Of the others `auto` and random order buy labels (the product's
-ranking and head, `training.simulate`, a tenth of the labels in the audit slice, which is never trained on), the network
-is tuned on what was bought, and beside it on all labels. Rows go to `results/tuning/loop.csv`; what is there is not run
-again, and a killed run goes on after its last whole epoch.
+ranking and head, `training.simulate`, a tenth of the labels in the audit slice, which is never trained on), the
+network is tuned on what was bought, and beside it on all labels. `auto` looks at frozen
+features all the time; `auto-tuned`, from a tenth of the labels on, at those of the network tuned on that tenth, as in a
+project that tunes at doublings. Rows go to `results/tuning/loop.csv`; what is there is not run again, and a killed run
+goes on after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from training.tuning import Pictures, Tuned, TuneSettings, load, tune
 
 from . import tuning
 from .rows import append_rows, read_rows
-from .tuning import CLASSES, HEAD, Ham, backbone, embedder, examples, ham10000, pictures_of, split, tell, worth
+from .tuning import CLASSES, HEAD, Embed, Ham, backbone, embedder, examples, ham10000, pictures_of, split, tell, worth
 
 ROWS = Path(__file__).parent / "results" / "tuning" / "loop.csv"
 TABLE = Path(__file__).parent / "results" / "tuning" / "loop.md"
 # Order -> shares of the pool that are bought; random order buys half as much again, to see whether it catches up.
-SHARES = {"auto": (0.1, 0.2), "random": (0.1, 0.2, 0.3)}
+SHARES = {"auto": (0.1, 0.2), "auto-tuned": (0.2,), "random": (0.1, 0.2, 0.3)}
+FIRST = 0.1  # share of the pool that `auto-tuned` buys on frozen features
 BATCH = 50
 SETTINGS: TuneSettings = replace(tuning.AUGMENTED, start_share=TuneSettings.start_share)
 KEYS = ("order", "share", "network", "seed", "size", "epochs")  # what names a row
@@ -55,24 +58,38 @@ class Loop:
 
     def bought(self, seed: int, order: str) -> dict[float, tuple[Ids, Ids]]:
         """Share of the pool -> (rows trained on, rows in the audit slice)."""
-        pool, _, test = split(self.ham, 1.0, seed)
-        ground = Ground.of(self._oracle(pool), self._oracle(test), seed)
+        pool, _, _ = split(self.ham, 1.0, seed)
+        if order == "auto-tuned":
+            ground, before = self._after_tuning(seed)
+        else:
+            ground, before = self._ground(seed, lambda rows: self.features[rows].astype(np.float32)), None
         budgets = {round(share * len(pool)): share for share in SHARES[order]}
-        plan = Plan(order, BATCH, max(budgets), seed, first=BATCH)
+        plan = Plan(order.removesuffix("-tuned"), BATCH, max(budgets), seed, first=BATCH)
         found = {}
-        for state in replay(ground, plan):
+        for state in replay(ground, plan, before):
             # A round may step over a budget: the first one at or above it counts, and its number is what is told.
             for budget in [b for b in budgets if b <= state.labels]:
                 found[budgets.pop(budget)] = (pool[state.train], pool[state.measured])
         return found
 
-    def _oracle(self, rows: Ids) -> Oracle:
-        return Oracle(
-            features=self.features[rows].astype(np.float32),
-            labels=self.ham.labels[rows],
-            classes=CLASSES,
-            groups=self.ham.lesions[rows],
+    def _after_tuning(self, seed: int) -> tuple[Ground, Ids]:
+        """What `auto-tuned` goes on with, and rows of the pool whose labels it has."""
+        pool, _, _ = split(self.ham, 1.0, seed)
+        train, audit = self.bought(seed, "auto")[FIRST]
+        tuned, folder = self.tuned(f"auto-{FIRST:g}-tuned", train, seed, self.epochs)
+        learnt_from = np.setdiff1d(train, tuned.held_out) if tuned.best_epoch else train[:0]
+        embed = embedder(tuned, folder, self.ham, self.threads, SETTINGS.flips)
+        return self._ground(seed, embed, learnt_from), np.flatnonzero(np.isin(pool, np.union1d(train, audit)))
+
+    def _ground(self, seed: int, embed: Embed, learnt_from: Ids | None = None) -> Ground:
+        """`embed`: rows -> features; `learnt_from`: rows that those were learnt from."""
+        pool, _, test = split(self.ham, 1.0, seed)
+        seen = None if learnt_from is None else np.isin(pool, learnt_from)
+        of_pool, of_test = (
+            Oracle(embed(rows), self.ham.labels[rows], CLASSES, self.ham.lesions[rows], seen=known)
+            for rows, known in ((pool, seen), (test, None))
         )
+        return Ground.of(of_pool, of_test, seed)
 
     def tuned(self, name: str, rows: Ids, seed: int, epochs: int) -> tuple[Tuned, Path]:
         """Tune on some rows, or read what was; and where it is."""
@@ -131,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         pool, _, _ = split(data, 1.0, seed)
         wanted: list[tuple[str, float, Ids, int]] = []
-        for order in SHARES:
+        for order in args.orders.split(","):
             bought = loop.bought(seed, order)
             wanted += [(order, share, rows, len(audit)) for share, (rows, audit) in bought.items()]
         wanted.append(("all", 1.0, pool, 0))
@@ -191,6 +208,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--orders", default=",".join(SHARES))
     args = parser.parse_args()
     if args.what == "table":
         TABLE.write_text(table() + "\n", encoding="utf-8")

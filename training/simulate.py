@@ -42,6 +42,7 @@ class Oracle:
     classes: tuple[str, ...]
     groups: Ints | None = None  # [N] examples of one group (a patient, a lesion) are kept on one side of a split
     junk: NDArray[np.bool_] | None = None  # [N] no image of the task: may be asked for, never learnt from or tested on
+    seen: NDArray[np.bool_] | None = None  # [N] examples that the features were learnt from, hence too easy
     names: NDArray[Any] | None = None  # [N] what people call each example; None: its row in the oracle first given
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Oracle:
             labels=self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             junk=None if self.junk is None else self.junk[rows],
+            seen=None if self.seen is None else self.seen[rows],
             names=rows if self.names is None else self.names[rows],
         )
 
@@ -142,11 +144,13 @@ class Ground:
         return cls(pool, test, space, np.concatenate(parts))
 
 
-def replay(ground: Ground, plan: Plan) -> Iterator[Round]:
+def replay(ground: Ground, plan: Plan, before: Ints | None = None) -> Iterator[Round]:
     """Buy labels batch by batch until the budget is spent or the pool is empty; one `Round` after each.
 
     Paired: the audit slice, the noise and the test examples depend on the seed and not on the strategy.
 
+    Args:
+        before: rows of the pool whose labels are there already, bought by other features perhaps.
     Raises:
         uncertainty.errors.UnknownMethodError; TrainingDiverged.
     """
@@ -159,6 +163,10 @@ def replay(ground: Ground, plan: Plan) -> Iterator[Round]:
     junk = np.zeros(n, bool) if pool.junk is None else pool.junk
     bought = np.zeros(n, bool)
     state: HeadFit | None = None
+    if before is not None and len(before):
+        bought[before] = True
+        with one_thread():
+            state = _fit(pool, answers, np.flatnonzero(bought & ~audit & ~junk), space, reduced, None, plan.seed)
     while bought.sum() < min(plan.budget, n):
         begun = time.perf_counter()
         count = plan.first if plan.first is not None and not bought.any() else plan.batch
@@ -222,8 +230,9 @@ def _fit(
     start = None
     if before is not None:
         start = Start(before.head, before.regularisation, before.regularisation_labels, before.temperature_labels)
+    seen = None if pool.seen is None else pool.seen[train]
     return fit_head(
-        pool.features[train], answers[train], len(pool.classes), space, groups=groups, start=start, seed=seed
+        pool.features[train], answers[train], len(pool.classes), space, groups=groups, start=start, seen=seen, seed=seed
     )
 
 

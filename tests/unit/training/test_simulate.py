@@ -25,6 +25,10 @@ def blobs(n=300, classes=3, d=12, seed=0, **changes):
     return Oracle(**(values | changes))
 
 
+def _noise(n):
+    return np.random.default_rng(3).normal(size=(n, 12)).astype(np.float32)
+
+
 def test_groups_stay_on_one_side_of_the_split_and_the_share_is_kept():
     groups = np.repeat(np.arange(100), 3)
     pool, test = split(blobs(groups=groups), 0.25, seed=1)
@@ -58,6 +62,33 @@ def test_each_round_buys_a_batch_until_the_budget_is_spent(strategy):
     bought = np.concatenate([r.chosen for r in rounds])
     assert len(set(bought.tolist())) == 70
     assert rounds[-1].probabilities.shape == (len(test.labels), 3)
+
+
+def test_buying_goes_on_from_labels_that_are_there():
+    pool, test = split(blobs(), 0.25, seed=0)
+    first = list(replay(Ground.of(pool, test, 0), Plan("margin", batch=20, budget=40)))
+    before = np.concatenate([r.chosen for r in first])
+    other = Ground.of(replace(pool, features=pool.features[:, ::-1].copy()), test, 0)
+    rounds = list(replay(other, Plan("margin", batch=20, budget=100), before))
+    assert [r.labels for r in rounds] == [60, 80, 100]
+    chosen = np.concatenate([r.chosen for r in rounds])
+    assert not set(chosen.tolist()) & set(before.tolist())
+    kept = np.concatenate([rounds[-1].train, rounds[-1].measured])
+    assert set(kept.tolist()) == set(before.tolist()) | set(chosen.tolist())
+
+
+def test_what_features_were_learnt_from_does_not_say_how_sure_the_head_may_be():
+    """Features that give away the answers of half of the pool: judged by those, the head would think it never errs."""
+    pool, test = split(blobs(1000, features=_noise(1000)), 0.25, seed=0)
+    seen = np.arange(len(pool.labels)) % 2 == 0
+    features = pool.features.copy()
+    features[seen] += 8 * np.eye(12, dtype=np.float32)[pool.labels[seen]]
+    losses = []
+    for told in (seen, None):
+        ground = Ground.of(replace(pool, features=features, seen=told), test, 0)
+        last = list(replay(ground, Plan("random", batch=100, budget=300)))[-1]
+        losses.append(calibration.negative_log_likelihood(last.probabilities, test.labels))
+    assert losses[0] < np.log(3) + 0.01 < 1.2 < losses[1]
 
 
 def test_the_pool_may_be_smaller_than_the_budget():
