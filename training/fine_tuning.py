@@ -44,16 +44,12 @@ class FineTuned:
     epochs: tuple[tuning.Epoch, ...]
     held_out: int  # labelled examples that the run was stopped by
     unreadable: Mapping[int, str]
+    cut_short: bool  # out of time
 
     @property
     def learnt(self) -> bool:
         """Whether any epoch was better on the held-out examples than the network it started from."""
         return self.best_epoch > 0
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether it ran out of time."""
-        return self.reason.startswith(tuning.TIME_LIMIT)
 
 
 def fine_tune(
@@ -153,6 +149,7 @@ def fine_tune(
         tuned.history,
         len(tuned.held_out),
         tuned.unreadable,
+        tuned.cut_short,
     )
 
 
@@ -160,7 +157,7 @@ def _note(tuned: tuning.Tuned, settings: tuning.TuneSettings, *learnt_from: str 
     """One sentence for people; of `learnt_from` what is not False."""
     views = {"none": "", "horizontal": ", mean of 2 views", "both": ", mean of 4 views"}[settings.flips]
     back = f", mixed with {tuned.start_share:.0%} of the start's weights" if tuned.start_share else ""
-    short = f"; {tuned.reason}" if tuned.reason.startswith(tuning.TIME_LIMIT) else ""
+    short = f"; {tuned.reason}" if tuned.cut_short else ""
     return (
         f"Features of {tuned.architecture} at {tuned.input_size} px{views}, fine-tuned on "
         f"{', '.join(str(part) for part in learnt_from if part)} "

@@ -41,6 +41,8 @@ class Comparison:
     brier_difference: float | None = None  # candidate minus live; below 0 the candidate is better; None: not compared
     # Of such a difference or a larger one, were the candidate worse by `MARGIN` only; None: too few examples to test.
     brier_chance: float | None = None
+    # Of several questions each: its name, and the examples that the candidate, and the live version, alone has right.
+    questions: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def worse(self) -> bool:
@@ -65,6 +67,9 @@ class Comparison:
         if self.brier_difference is not None:
             text += f", and its Brier score is {abs(self.brier_difference):.3f} "
             text += "higher (worse)" if self.brier_difference > 0 else "lower (better)"
+        if self.questions:
+            each = (f"{name} {candidate} times (the live version {live})" for name, candidate, live in self.questions)
+            text += f"; question by question it alone is right: {', '.join(each)}"
         return text
 
 

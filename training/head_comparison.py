@@ -6,7 +6,7 @@ n  audit examples    H  questions    C  classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +63,13 @@ def _moved(target: Target | None, spec: HeadSpec, to: HeadSpec) -> Target:
     return -1 if target is None else place.get(spec.said(target), -1)
 
 
-def compare_sides(candidate: Sequence[Measured | None], live: Sequence[Measured | None]) -> Comparison:
+def compare_sides(
+    names: Sequence[str], candidate: Sequence[Measured | None], live: Sequence[Measured | None]
+) -> Comparison:
     """Paired by example: whether all of its answers are right, and the mean distance. A question that one side is not
-    asked, and an answer that it cannot give, does not count."""
-    pairs = [(c, v) for c, v in zip(candidate, live, strict=True) if c is not None and v is not None]
+    asked, and an answer that it cannot give, does not count. `names`: of the questions."""
+    both = [(n, c, v) for n, c, v in zip(names, candidate, live, strict=True) if c is not None and v is not None]
+    pairs = [(c, v) for _, c, v in both]
     if not pairs:
         nothing = np.empty(0, bool)
         return compare(nothing, nothing)
@@ -77,4 +80,11 @@ def compare_sides(candidate: Sequence[Measured | None], live: Sequence[Measured 
         wrong = np.stack([~pair[side].right for pair in pairs]) & known
         distance = np.stack([pair[side].distance for pair in pairs]) * known
         columns.append((~np.any(wrong, axis=0)[rows], (distance.sum(axis=0) / np.maximum(known.sum(axis=0), 1))[rows]))
-    return compare(columns[0][0], columns[1][0], columns[0][1], columns[1][1])
+    compared = compare(columns[0][0], columns[1][0], columns[0][1], columns[1][1])
+    if len(both) == 1:
+        return compared
+    alone = (
+        (name, int((c.right & ~v.right & k).sum()), int((v.right & ~c.right & k).sum()))
+        for (name, c, v), k in zip(both, known, strict=True)
+    )
+    return replace(compared, questions=tuple(alone))

@@ -118,7 +118,7 @@ class ProjectVersions(ProjectPool):
         """
         ids = as_ids(sorted({i for labels in heads for i in labels.audit}))
         sides = [self._side(version, ids, heads) for version in (candidate, live)]
-        return compare_sides(sides[0], sides[1])
+        return compare_sides([labels.spec.name for labels in heads], sides[0], sides[1])
 
     def _side(self, version: str, ids: Ids, heads: Sequence[HeadLabels]) -> list[Measured | None]:
         """What a version makes of the audit answers to each question."""

@@ -158,8 +158,11 @@ class VersionStore:
             if stored is None:
                 return None
             compared = stored["comparison"]
-            return Verdict(**(stored | {"comparison": None if compared is None else Comparison(**compared)}))
-        except (CheckpointCorrupt, TypeError, KeyError):
+            if compared is not None:
+                questions = tuple((name, own, live) for name, own, live in compared.get("questions", ()))
+                compared = Comparison(**compared | {"questions": questions})
+            return Verdict(**stored | {"comparison": compared})
+        except (CheckpointCorrupt, TypeError, KeyError, ValueError):
             return None
 
     def labels(self, version: str, place: int = 0) -> dict[int, Target]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .events import CANCELLED, TIME_LIMIT, Epoch, OnEpoch, OnStep, Step
+from .events import CANCELLED, Epoch, OnEpoch, OnStep, Step
 from .heads import Examples, HeadSpec
 from .settings import MASK_SUFFIXES, WITH_MASKS, TuneSettings
 
@@ -45,7 +45,6 @@ __all__ = [
     "BUDGET_BYTES",
     "CANCELLED",
     "MASK_SUFFIXES",
-    "TIME_LIMIT",
     "WITH_MASKS",
     "Answers",
     "Epoch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -56,13 +56,17 @@ class Judge:
         }
         return Epoch(epoch, epochs, loss, float(total), metrics)
 
-    def training_features(self, trunk: torch.nn.Module) -> _Known:
-        """Features, targets and shares of the training examples, for `probe.fit_heads`."""
-        return self._known(trunk, self._train)
+    def training_features(self, trunk: torch.nn.Module, should_stop: Callable[[], bool]) -> _Known:
+        """Features, targets and shares of the training examples, for `probe.fit_heads`.
 
-    def held_out_features(self, trunk: torch.nn.Module) -> _Known | None:
+        Raises:
+            TrainingStopped: by `should_stop`.
+        """
+        return self._known(trunk, self._train, should_stop)
+
+    def held_out_features(self, trunk: torch.nn.Module, should_stop: Callable[[], bool]) -> _Known | None:
         """As `training_features`, of the held-out examples; None if there are none."""
-        return self._known(trunk, self._held_out) if len(self._held_out) else None
+        return self._known(trunk, self._held_out, should_stop) if len(self._held_out) else None
 
     def temperatures_and_errors(self, net: TunedNet) -> tuple[dict[str, float], dict[str, float]]:
         """By head: the best temperature on the held-out examples, 1 without; and a number's root mean square error.
@@ -83,10 +87,12 @@ class Judge:
                 temperatures[name], _ = head.best_temperature(output, targets[name], shares[name])
         return temperatures, errors
 
-    def _known(self, trunk: torch.nn.Module, examples: Examples) -> _Known:
+    def _known(
+        self, trunk: torch.nn.Module, examples: Examples, should_stop: Callable[[], bool] = lambda: False
+    ) -> _Known:
         device = next(trunk.parameters()).device
         trunk.eval()
-        features = frozen_features(trunk, self._pictures, examples.ids, self._size, self._threads, device)
+        features = frozen_features(trunk, self._pictures, examples.ids, self._size, self._threads, device, should_stop)
         targets, shares = {}, {}
         for loss in self._losses:
             found = targets_of(loss.spec, examples)

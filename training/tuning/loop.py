@@ -68,11 +68,12 @@ def tune(
         teacher: probabilities for any of the examples, to distil from.
         folder: where the run is saved after each epoch, and goes on from if it was killed. Another run's is replaced.
         on_step, on_epoch: told what happens; called in the thread of the run, so they must be quick.
-        should_stop: asked between steps; the best so far is returned.
+        should_stop: asked between steps; the best so far is returned. Before the first there is none.
         clock: seconds; of a run on one device.
     Raises:
         DataError: examples, answers or pictures that cannot be used; UnknownBackbone, WeightsUnusable.
         TrainingDiverged: the loss or its gradient is not finite; OutOfMemory: not even one picture fits.
+        TrainingStopped: by `should_stop`, before there was anything to return.
     """
     settings = settings or TuneSettings()
     given: dict[str, Any] = {
@@ -140,7 +141,8 @@ def _run(
         progress = None if folder is None else checkpoint.load(folder, key)
         if progress is None and settings.start_heads and isinstance(start, Backbone) and first_process:
             net.heads.cpu()  # where the features are collected
-            fit_heads(net, losses, *judge.training_features(net.trunk), judge.held_out_features(net.trunk))
+            known = judge.training_features(net.trunk, should_stop)
+            fit_heads(net, losses, *known, judge.held_out_features(net.trunk, should_stop))
             net.to(fabric.device)
         if isinstance(start, Backbone):
             freeze_first(net, settings.frozen_layers)

@@ -9,7 +9,7 @@ Axes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from training.backbones import Triple
-from training.errors import CheckpointCorrupt, DataError
+from training.errors import CheckpointCorrupt, DataError, TrainingStopped
 from training.files import read_json, write_bytes, write_json
 
 from .augment import whole
 from .batches import ahead
-from .events import Epoch
+from .events import TIME_LIMIT, Epoch
 from .heads import Floats, HeadSpec
 from .losses import TENSORS, HeadLoss
 from .net import TunedNet, Untrained, condition, feature_width, load_weights, trunk_of
@@ -61,6 +61,11 @@ class Tuned:
     unreadable: Mapping[int, str] = field(default_factory=dict)  # examples left out, and why
     precision: str = "32"
     note: str = ""  # how the run computed
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the run was out of time."""
+        return self.reason.startswith(TIME_LIMIT)
 
     @property
     def heads(self) -> tuple[HeadSpec, ...]:
@@ -218,8 +223,13 @@ def frozen_features(
     input_size: int,
     threads: int = 1,
     device: torch.device | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """[n, D] float32 on the CPU: penultimate features of whole pictures, in the mode that the trunk is in."""
+    """[n, D] float32 on the CPU: penultimate features of whole pictures, in the mode that the trunk is in.
+
+    Raises:
+        TrainingStopped: by `should_stop`, asked between batches.
+    """
 
     def views(start: int) -> Tensor:
         batch = [torch.from_numpy(pictures.get(int(i))[..., :3]) for i in ids[start : start + _BATCH]]
@@ -228,6 +238,8 @@ def frozen_features(
     parts = []
     with torch.inference_mode():
         for images in ahead(views, range(0, len(ids), _BATCH), threads):
+            if should_stop():
+                raise TrainingStopped
             parts.append(trunk(images if device is None else images.to(device)).float().cpu())
     return torch.cat(parts).clone() if parts else torch.empty((0, feature_width(trunk, input_size)))
 

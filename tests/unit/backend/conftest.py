@@ -170,7 +170,7 @@ def tuning(loop, monkeypatch):
         name = loop.result if loop.result in networks else "good"
         about = Representation(name, "tuned", name, 2, f"{name}.", started_from="")
         model._representations._describe(about)
-        return FineTuned(about, "done", 0 if loop.result == "nothing learnt" else 1, (), 0, {})
+        return FineTuned(about, "done", 0 if loop.result == "nothing learnt" else 1, (), 0, {}, cut_short=False)
 
     monkeypatch.setattr(api.ProjectModel, "fine_tune", fine_tune_)
     loop.workshop.settings = loop.workshop.settings.model_copy(update={"tune_from": 20})

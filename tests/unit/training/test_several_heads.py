@@ -202,6 +202,10 @@ def test_a_version_that_turned_one_of_its_questions_round_is_kept_back(model):
     bad = fit(model, turned, generation=2)
     verdict = model.judge_heads(bad.id, both())
     assert not verdict.promoted and model.live().id == good.id
+    sides, shades = verdict.comparison.questions
+    assert sides == ("side", 0, 0) and shades[0] == "shade" and shades[2] > 5 * (1 + shades[1])
+    assert f"shade {shades[1]} times (the live version {shades[2]})" in verdict.words
+    assert model.verdict(bad.id) == verdict
 
 
 def test_a_question_that_only_one_version_is_asked_does_not_count(model):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.errors import DataError, OutOfMemory, TrainingDiverged
+from training.backbones import BackboneSpec, resolve
+from training.errors import DataError, OutOfMemory, TrainingDiverged, TrainingStopped
 from training.tuning import Examples, HeadSpec, Pictures, Teacher, TuneSettings, Untrained, loop, predict, tune
 from training.tuning.net import TunedNet
 from training.tuning.update import Update
@@ -339,3 +340,20 @@ def test_the_door_loads_torch_only_when_something_heavy_is_asked_for():
         "import sys, training.tuning as t; t.TuneSettings(); sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_run_that_is_stopped_while_it_looks_at_its_pictures_ends_at_once(few, pictures, start, quick, tmp_path):
+    trained = tune(start, [DIGIT], few, pictures, replace(quick, epochs=0))
+    backbone = resolve(BackboneSpec("squeezenet1_1", str(trained.save(tmp_path))), tmp_path)
+    asked, epochs = [], []
+    with pytest.raises(TrainingStopped):
+        tune(
+            backbone,
+            [DIGIT],
+            few,
+            pictures,
+            quick,
+            on_epoch=epochs.append,
+            should_stop=lambda: asked.append(1) or bool(asked),
+        )
+    assert len(asked) == 1 and not epochs
