@@ -46,7 +46,7 @@ def kind_of_several(settings: TuneSettings) -> Literal["cuda", "cpu"]:
         return "cpu"
     there = torch.cuda.device_count()
     if there < settings.devices:
-        raise DataError(f"fine-tuning was asked for on {settings.devices} GPUs, and there are {there}; set {there}")
+        raise DataError(f"fine-tuning was asked for on {settings.devices} GPUs, and there are {there}; ask for {there} at most")
     return "cuda"
 
 
@@ -84,8 +84,8 @@ def _seconds(net: TunedNet, input_size: int, device: torch.device, *, bf16: bool
 def alone_with(settings: TuneSettings) -> Iterator[None]:
     """While held: as many threads as set, and random numbers of torch that others do not see."""
     before = torch.get_num_threads()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=list(devices)):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []  # asking another makes room on it
+    with torch.random.fork_rng(devices=devices):
         torch.set_num_threads(threads_of(settings))
         try:
             yield

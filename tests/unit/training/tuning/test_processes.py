@@ -120,7 +120,7 @@ if __name__ == "__main__":
 def test_more_gpus_than_there_are_is_said_before_anything_starts(labelled, pictures, start, two, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DataError, match="on 2 GPUs, and there are 1; set 1"):
+    with pytest.raises(DataError, match="on 2 GPUs, and there are 1; ask for 1 at most"):
         tune(start, [DIGIT], labelled, pictures, replace(two, accelerator="auto"))
 
 
