@@ -56,7 +56,12 @@ def measure(args: argparse.Namespace) -> None:
                 def on_step(step: Step, to: dict[str, list[float]] = found[count]) -> None:
                     if step.epoch == 3 and step.step == step.steps:
                         one = psutil.Process()
-                        sizes = [process.memory_info().rss for process in (one.children() or [one])]
+                        sizes = [
+                            process.memory_info().rss
+                            for process in (
+                                [c for c in one.children() if "spawn_main" in " ".join(c.cmdline())] or [one]
+                            )
+                        ]
                         to["MB"].append(round(max(sizes) / 2**20))
 
                 tune(

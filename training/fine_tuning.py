@@ -81,8 +81,11 @@ def fine_tune(
             what it said is kept in `folder`, since a run that goes on must be told the same.
         masks: folder of masks for mixing by object, see `tuning.MaskFolder`; saliency for images without one.
     Raises:
-        NoTrainableExamples; WeightsUnusable; TrainingDiverged; OutOfMemory; TrainingStopped: by `should_stop`.
+        NoTrainableExamples; DataError: fewer GPUs than asked for.
+        WeightsUnusable; TrainingDiverged; OutOfMemory; TrainingStopped: by `should_stop`.
     """
+    if settings.devices > 1:
+        tuning.kind_of_several(settings)  # before any picture is loaded
     audited = {i for labels in heads for i in labels.audit}
     ids = sorted({i for labels in heads for i in labels.train} - audited)
     by_id = {example.example_id: example for example in examples}

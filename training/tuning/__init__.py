@@ -16,6 +16,7 @@ from .settings import MASK_SUFFIXES, WITH_MASKS, TuneSettings
 
 if TYPE_CHECKING:
     from .batches import Teacher
+    from .devices import kind_of_several
     from .loop import tune
     from .mask_folder import MaskFolder
     from .masks import MaskSource, centre_prior, spectral_residual
@@ -37,6 +38,7 @@ _HEAVY = {
     "Answers": "result",
     "Tuned": "result",
     "ensemble_probabilities": "result",
+    "kind_of_several": "devices",
     "load": "result",
     "predict": "result",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "Untrained",
     "centre_prior",
     "ensemble_probabilities",
+    "kind_of_several",
     "load",
     "predict",
     "side_for",

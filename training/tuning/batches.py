@@ -90,7 +90,7 @@ class Batches:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """`process` of `processes` (from 0) makes its own part of every step: the rest is other processes' work."""
+        """`process` of `processes` (from 0) gives its own part of every step: the rest is other processes' work."""
         self._process, self._processes = process, processes
         self._train, self._pool, self._pictures, self._settings = train, pool, pictures, settings
         self._size = input_size

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from training.cores import usable_cores
@@ -32,21 +33,25 @@ def open_fabric(settings: TuneSettings, precision: str) -> Fabric:
     fabric = Fabric(
         accelerator=kind_of_several(settings),
         devices=settings.devices,
-        strategy="ddp",
+        # With buffers sent at the first pass, one process that is out of memory and tries again would send them twice.
+        strategy=DDPStrategy(forward_sync_buffers=False),
         precision=number_format,
         plugins=[LightningEnvironment()],
     )
     fabric.launch()
+    torch.set_num_threads(threads_of(settings))  # which Fabric sets by the number of cores
     return fabric
 
 
 def kind_of_several(settings: TuneSettings) -> Literal["cuda", "cpu"]:
     """What a run on several devices computes with. Raises DataError: there are fewer GPUs than asked for."""
-    if settings.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+    if settings.accelerator == "cpu" or (settings.accelerator == "auto" and not torch.cuda.is_available()):
         return "cpu"
-    there = torch.cuda.device_count()
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.accelerator not in ("auto", "gpu", "cuda"):
+        raise DataError(f"fine-tuning on several devices wants GPUs of CUDA or the CPU, not {settings.accelerator}")
     if there < settings.devices:
-        raise DataError(f"fine-tuning was asked for on {settings.devices} GPUs, and there are {there}; ask for {there} at most")
+        raise DataError(f"fine-tuning was asked for on {settings.devices} GPUs, and there are {there}: ask for no more")
     return "cuda"
 
 

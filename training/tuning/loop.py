@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from training.backbones import Backbone
-from training.errors import DataError
+from training.errors import DataError, TrainingError
 
 from . import checkpoint
 from .batches import Batches, Teacher
@@ -74,6 +74,7 @@ def tune(
         DataError: examples, answers or pictures that cannot be used; UnknownBackbone, WeightsUnusable.
         TrainingDiverged: the loss or its gradient is not finite; OutOfMemory: not even one picture fits.
         TrainingStopped: by `should_stop`, before there was anything to return.
+        TrainingError: of several devices, one process was killed or failed of something else, which it tells.
     """
     settings = settings or TuneSettings()
     given: dict[str, Any] = {
@@ -139,6 +140,8 @@ def _run(
         judge = Judge(losses, train, held, pictures, size, widths, threads)
         net.to(fabric.device)
         progress = None if folder is None else checkpoint.load(folder, key)
+        if fabric.broadcast(progress is None) != (progress is None):
+            raise TrainingError("the checkpoint of the run could not be read by all processes; run it again")
         if progress is None and settings.start_heads and isinstance(start, Backbone) and first_process:
             net.heads.cpu()  # where the features are collected
             known = judge.training_features(net.trunk, should_stop)

@@ -148,7 +148,9 @@ class Pictures:
             DataError: they are decoded on demand, by what cannot be sent.
         """
         if self._kept is None:
-            raise DataError("pictures that are decoded on demand cannot be sent to another process; keep them")
+            raise DataError(
+                "pictures that are decoded on demand cannot go to other processes: decode them with budget_bytes=None"
+            )
         state = self.__dict__ | {"_fetch": None}
         if self._file is not None:
             state |= {"_kept": None, "_file": (DupFd(self._file), self._kept.shape)}
@@ -160,7 +162,7 @@ class Pictures:
             handle, shape = state["_file"]
             self._file = None
             with os.fdopen(handle.detach(), "rb") as file:
-                self._kept = np.memmap(file, np.uint8, "r", shape=shape)
+                self._kept = np.memmap(file, np.uint8, "c", shape=shape)  # written to by nobody
 
     def __contains__(self, example: int) -> bool:
         return int(example) in self._row

@@ -73,7 +73,7 @@ class Update:
             if not is_out_of_memory(error):
                 raise
             size = min(self.part_size or len(batch), len(batch))
-            if size == 1:
+            if size <= 1:
                 raise OutOfMemory(1) from error
             self.part_size = (size + 1) // 2
             _log.warning("not enough memory for %d pictures at a time: going on with %d", size, self.part_size)
@@ -111,16 +111,16 @@ class Update:
     def _over_all(self, losses: list[float]) -> list[float]:
         """Add up gradients, in place, and losses over all processes: each knows those of its part of the step."""
         trained = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            if parameter.grad is None:  # this process had no picture
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [parameter.grad for parameter in trained if parameter.grad is not None]
-        flat = torch.cat([*(grad.reshape(-1) for grad in grads), torch.tensor(losses, device=self._fabric.device)])
-        summed = self._fabric.all_reduce(flat, reduce_op="sum")
+        here = [float(parameter.grad is not None) for parameter in trained]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        numbers = torch.tensor([*losses, *here], device=self._fabric.device)
+        summed = self._fabric.all_reduce(torch.cat([*(grad.reshape(-1) for grad in grads), numbers]), reduce_op="sum")
         assert isinstance(summed, Tensor)
-        for grad, value in zip(grads, summed.split([grad.numel() for grad in grads] + [len(losses)]), strict=False):
-            grad.copy_(value.view(grad.shape))
-        return [float(value) for value in summed[-len(losses) :]]
+        *values, numbers = summed.split([*(grad.numel() for grad in grads), len(numbers)])
+        for parameter, grad, value, there in zip(trained, grads, values, numbers[len(losses) :].tolist(), strict=True):
+            # What no process has a gradient of is left alone by the optimizer, as on one device.
+            parameter.grad = grad.copy_(value.view(grad.shape)) if there else None
+        return [float(value) for value in numbers[: len(losses)]]
 
     @torch.no_grad()
     def _with_pseudo_labels(self, batch: Batch, weight: float) -> Batch:
@@ -130,8 +130,10 @@ class Update:
         """
         assert batch.weak is not None
         count = len(batch.weak)
+        if not count:  # of the other processes' parts of the step only
+            return replace(batch, weak=None)
         first = len(batch) - count
-        size = self.part_size or max(1, count)
+        size = self.part_size or count
         found: list[list[Tensor]] = []
         for start in range(0, count, size):
             rows = slice(start, start + size)
