@@ -87,6 +87,8 @@ def _general(settings: Settings, workshop: Workshop, dispatcher: Dispatcher) -> 
     yield "representation", lambda: _weights(settings)
     if (masks := settings.tune_masks) is not None:
         yield "masks", lambda: _masks(masks, settings.tune_mixing)
+    if settings.tune and settings.tune_devices > 1:
+        yield "devices", lambda: _devices(settings.tune_devices)
     yield "strategy", lambda: _strategy(settings)
 
 
@@ -184,6 +186,13 @@ def _weights(settings: Settings) -> str:
         return training.check_weights(model_spec(settings))
     except training.RepresentationError as error:
         raise _Bad(f"{error}. See ASKFIRST_BACKBONE, ASKFIRST_WEIGHTS, ASKFIRST_WEIGHTS_MEAN, _STD") from error
+
+
+def _devices(count: int) -> str:
+    try:
+        return training.check_devices(count)
+    except training.DataError as error:
+        raise _Bad(f"ASKFIRST_TUNE_DEVICES={count}: {error}") from error
 
 
 def _masks(folder: Path, mixing: str) -> str:

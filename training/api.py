@@ -25,7 +25,7 @@ from .errors import (
     VersionMissing,
 )
 from .evaluate import audit_is_enough
-from .fine_tuning import TAUGHT
+from .fine_tuning import TAUGHT, check_devices
 from .gate import Comparison, Verdict
 from .head_measures import as_classes
 from .inputs import InputSchema
@@ -98,6 +98,7 @@ __all__ = [
     "Verdict",
     "VersionInfo",
     "VersionMissing",
+    "check_devices",
     "check_weights",
     "get_strategy",
     "list_strategies",

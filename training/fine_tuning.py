@@ -168,6 +168,14 @@ def _note(tuned: tuning.Tuned, settings: tuning.TuneSettings, *learnt_from: str 
     )
 
 
+def check_devices(count: int) -> str:
+    """What a run on so many devices would compute with, for people. Raises DataError: there are fewer GPUs."""
+    kind = tuning.kind_of_several(tuning.TuneSettings(devices=count))
+    if kind == "cuda":
+        return f"{count} GPUs fine-tune together"
+    return f"{count} processes fine-tune together on the CPU; on a small machine one is faster"
+
+
 def teacher_of(ids: Ids, outputs: Sequence[Output]) -> tuning.Teacher:
     """What heads say of n examples, for a network to learn; numbers are left out."""
     told: dict[str, NDArray[np.float32]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from backend import doctor
 from backend.errors import LabelStudioRejected
@@ -70,6 +71,18 @@ def test_masks_that_would_do_nothing_are_told(tmp_path, files, mixing, ok, said)
             (folder / name).write_bytes(b"")
     check = doctor._guarded("masks", lambda: doctor._masks(folder, mixing))
     assert check.ok is ok and said in check.message
+
+
+def test_devices_are_counted_before_a_run_wants_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "one is faster" in doctor._guarded("devices", lambda: doctor._devices(2)).message
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert doctor._guarded("devices", lambda: doctor._devices(2)).ok
+    check = doctor._guarded("devices", lambda: doctor._devices(4))
+    assert (
+        not check.ok and "ASKFIRST_TUNE_DEVICES=4" in check.message and "there are 2: ask for no more" in check.message
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403])
