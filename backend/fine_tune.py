@@ -182,6 +182,9 @@ class FineTuner:
                 outcome, words = "failed", f"its process was killed {_MOST_STARTS} times; does it have enough memory?"
             else:
                 outcome, words, version = self._decided(folder, heads)
+        except training.ProcessKilled as error:
+            log.warning("fine-tuning goes on with the next tick", project=desk.id, cause=str(error))
+            raise  # as where this process itself is killed: it goes on from its last epoch
         except training.TrainingStopped:
             outcome, words = "cancelled", "it was cancelled by command"
         except training.TrainingError as error:
@@ -321,6 +324,7 @@ class FineTuner:
         wake = state.record(desk.id, text=f"version {version} of a fine-tuned network").wake
         if verdict.promoted:
             state.drop(desk.id, "full_version")
+            state.drop(desk.id, "kept_back")  # an older version that was: nobody shall promote it now
             self._dispatcher.wake(desk.id, "pool", wake)  # tasks that came meanwhile
         self._dispatcher.wake(desk.id, "refresh", wake)
         return ("promoted" if verdict.promoted else "kept back"), verdict.words, version

@@ -18,6 +18,7 @@ from .embedding_table import as_ids
 from .errors import (
     DataError,
     NoTrainableExamples,
+    ProcessKilled,
     RepresentationError,
     TrainingError,
     TrainingStopped,
@@ -80,6 +81,7 @@ __all__ = [
     "Odds",
     "PossibleLabels",
     "Predictions",
+    "ProcessKilled",
     "ProjectModel",
     "Ranked",
     "Ranking",

@@ -11,6 +11,7 @@
     │   └── WeightsUnusable (.source .reason)
     ├── TrainingDiverged (.epoch .loss)    NaN or inf: retrying gives the same, so show it
     ├── OutOfMemory (.batch_size)          one retry with half the batch helps
+    ├── ProcessKilled                      one of several; the run goes on from its last epoch when it is run again
     └── VersionError
         ├── VersionMissing (.version)
         └── CheckpointCorrupt (.path .expected .found)
@@ -134,6 +135,10 @@ class OutOfMemory(TrainingError):
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         super().__init__(f"not enough memory for a batch of {batch_size}; try again with {max(1, batch_size // 2)}")
+
+
+class ProcessKilled(TrainingError):
+    """One of the processes of a run was ended from outside, by want of memory perhaps."""
 
 
 class VersionError(TrainingError):

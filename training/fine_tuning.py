@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from . import tuning
 from .answers import AnyOf, OneOf, Output
+from .cores import usable_cores
 from .embedding_table import as_ids
-from .errors import NoTrainableExamples, TrainingStopped
+from .errors import DataError, NoTrainableExamples, TrainingStopped
 from .files import write_bytes
 from .inputs import InputSchema, InputTable
 from .pool_view import SELECTION_DIMS, PoolView
@@ -81,11 +82,11 @@ def fine_tune(
             what it said is kept in `folder`, since a run that goes on must be told the same.
         masks: folder of masks for mixing by object, see `tuning.MaskFolder`; saliency for images without one.
     Raises:
-        NoTrainableExamples; DataError: fewer GPUs than asked for.
+        NoTrainableExamples; DataError: fewer GPUs than asked for; ProcessKilled: one of several.
         WeightsUnusable; TrainingDiverged; OutOfMemory; TrainingStopped: by `should_stop`.
     """
     if settings.devices > 1:
-        tuning.kind_of_several(settings)  # before any picture is loaded
+        check_devices(settings.devices)  # before any picture is loaded
     audited = {i for labels in heads for i in labels.audit}
     ids = sorted({i for labels in heads for i in labels.train} - audited)
     by_id = {example.example_id: example for example in examples}
@@ -169,10 +170,13 @@ def _note(tuned: tuning.Tuned, settings: tuning.TuneSettings, *learnt_from: str 
 
 
 def check_devices(count: int) -> str:
-    """What a run on so many devices would compute with, for people. Raises DataError: there are fewer GPUs."""
+    """What a run on so many devices would compute with, for people. Raises DataError: there are fewer."""
     kind = tuning.kind_of_several(tuning.TuneSettings(devices=count))
     if kind == "cuda":
         return f"{count} GPUs fine-tune together"
+    if count > usable_cores():
+        cores = usable_cores()
+        raise DataError(f"fine-tuning was asked for in {count} processes, and there are {cores} cores: ask for no more")
     return f"{count} processes fine-tune together on the CPU; on a small machine one is faster"
 
 

@@ -60,8 +60,9 @@ class Comparison:
         """The outcome in one sentence, for people."""
         if not self.examples:
             return "there are no audit labels to compare on"
+        what, right = ("labels", "right") if not self.questions else ("tasks", "right in all answers")
         text = (
-            f"on {self.examples} audit labels it alone is right {self.candidate_only} times, "
+            f"on {self.examples} audit {what} it alone is {right} {self.candidate_only} times, "
             f"the live version alone {self.live_only} times"
         )
         if self.brier_difference is not None:

@@ -74,7 +74,7 @@ def tune(
         DataError: examples, answers or pictures that cannot be used; UnknownBackbone, WeightsUnusable.
         TrainingDiverged: the loss or its gradient is not finite; OutOfMemory: not even one picture fits.
         TrainingStopped: by `should_stop`, before there was anything to return.
-        TrainingError: of several devices, one process was killed or failed of something else, which it tells.
+        ProcessKilled: one of several; TrainingError: one of several failed of something else, which it tells.
     """
     settings = settings or TuneSettings()
     given: dict[str, Any] = {

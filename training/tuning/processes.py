@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from training.errors import TrainingError
+from training.errors import ProcessKilled, TrainingError
 
 from .devices import kind_of_several
 from .events import Epoch, OnEpoch, OnStep, Step
@@ -68,7 +68,7 @@ def in_processes(
     Args:
         run: a function of a module; with its `arguments` it is sent to the processes.
     Raises:
-        TrainingError: what one of them raised, or that it was killed; DataError: there are fewer GPUs.
+        TrainingError: what one of them raised; ProcessKilled; DataError: there are fewer GPUs.
     """
     kind_of_several(settings)
     if folder is not None:
@@ -102,7 +102,7 @@ def in_processes(
                     one.kill()
                     one.join()
         if min(codes) < 0:
-            raise TrainingError(
+            raise ProcessKilled(
                 f"one of the {settings.devices} processes that fine-tune together was ended from outside "
                 f"({signal.Signals(-min(codes)).name}). Is there memory for all of them? Fewer devices take less"
             )

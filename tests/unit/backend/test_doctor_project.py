@@ -75,7 +75,8 @@ def test_masks_that_would_do_nothing_are_told(tmp_path, files, mixing, ok, said)
 
 def test_devices_are_counted_before_a_run_wants_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "one is faster" in doctor._guarded("devices", lambda: doctor._devices(2)).message
+    assert "one is faster" in doctor._guarded("devices", lambda: doctor._devices(1)).message
+    assert "cores: ask for no more" in doctor._guarded("devices", lambda: doctor._devices(1000)).message
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert doctor._guarded("devices", lambda: doctor._devices(2)).ok

@@ -38,7 +38,10 @@ def test_a_better_network_takes_over_with_its_embeddings_and_the_order_follows(t
     tuning.give(list(tuning.tasks)[:40])
     before, served = live(tuning), tuning.ls.served.model_version
     assert due(tuning.refresher)
+    desk = tuning.refresher.desk
+    tuning.workshop.state.put(desk.id, "kept_back", {"version": "an older one", "words": "worse"})
     text = tuning.run()
+    assert tuning.workshop.state.get(desk.id, "kept_back") is None  # whoever promoted that one would lose the network
     assert "promoted" in text and live(tuning).representation == "good" != before.representation
     assert tuning.refresher.desk.model.representation().id == "good"
     assert len(tuning.refresher.desk.model.embedded_ids()) == len(tuning.tasks)
@@ -112,6 +115,16 @@ def test_a_killed_run_goes_on_with_the_labels_it_began_with(tuning):
     assert first == second and tuning.files.begun() is None
     # What goes live knows the new labels all the same.
     assert len(tuning.refresher.desk.model.labels_of(live(tuning).id)) == 50
+
+
+def test_a_run_of_which_one_process_was_killed_goes_on_too(tuning):
+    tuning.give(list(tuning.tasks)[:40])
+    tuning.result = api.ProcessKilled("one of 2 processes was ended")
+    with pytest.raises(api.ProcessKilled):
+        tuning.run()
+    assert tuning.files.begun() is not None and not tuning.files.outcomes()
+    tuning.result = "good"
+    assert "promoted" in tuning.run()
 
 
 def test_a_failed_run_says_why_and_does_not_come_again_with_the_next_label(tuning):

@@ -204,6 +204,7 @@ def test_a_version_that_turned_one_of_its_questions_round_is_kept_back(model):
     assert not verdict.promoted and model.live().id == good.id
     sides, shades = verdict.comparison.questions
     assert sides == ("side", 0, 0) and shades[0] == "shade" and shades[2] > 5 * (1 + shades[1])
+    assert "audit tasks it alone is right in all answers" in verdict.words
     assert f"shade {shades[1]} times (the live version {shades[2]})" in verdict.words
     assert model.verdict(bad.id) == verdict
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from training.backbones import BackboneSpec, resolve
-from training.errors import DataError, TrainingDiverged, TrainingError
+from training.errors import DataError, ProcessKilled, TrainingDiverged, TrainingError
 from training.tuning import CANCELLED, Examples, HeadSpec, Pictures, Teacher, Untrained, loop, tune
 from training.tuning.net import TunedNet
 from training.tuning.processes import in_processes
@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_ends_the_run_and_the_other(labelled, pictures,
             killed.extend(_children())
             os.kill(killed[-1], signal.SIGKILL)
 
-    with pytest.raises(TrainingError, match=r"one of the 2 processes .* \(SIGKILL\)"):
+    with pytest.raises(ProcessKilled, match=r"one of the 2 processes .* \(SIGKILL\)"):
         tune(start, [DIGIT], labelled, pictures, replace(two, epochs=1000), on_step=kill)
     assert len(killed) == 2 and not _children()
 
