@@ -26,7 +26,7 @@ class TuneSettings:
     fewest_steps: int = 200  # small sets are passed several times an epoch: 50 labels would give 40 steps otherwise
     time_limit_s: float | None = None  # over all resumed parts; the best so far is returned
     patience: int = 6  # epochs without a better held-out loss; 0: never stop early
-    held_out: float = 0.15  # share of the labelled examples, in whole groups, to stop by; 20 at least; 0: none
+    held_out: float = 0.15  # share of the labelled examples, in whole groups, to stop by; 0: none
 
     # Steps
     batch_size: int = 32  # examples of one update; what does not fit in memory is accumulated

@@ -18,8 +18,7 @@ def hold_out(
     """Rows to train on and rows to measure with.
 
     Groups are taken in random order until `share` of the answered examples is reached; a group is left where it is
-    if it holds the last example of a class. Of few examples `FEWEST_HELD_OUT` are held out, as long as they are at most
-    a third; else nothing. A network that nothing stopped is sure of all that it learnt, and no label is left to tell.
+    if it holds the last example of a class. Nothing is held out where fewer than `FEWEST_HELD_OUT` would be.
 
     Returns:
         (train, held out), each sorted; examples without any answer are in neither.
@@ -28,8 +27,6 @@ def hold_out(
     answered = np.logical_or.reduce([target.answered for target in targets])
     rows = np.flatnonzero(answered)
     wanted = round(share * len(rows))
-    if share > 0 and len(rows) >= 3 * FEWEST_HELD_OUT:
-        wanted = max(wanted, FEWEST_HELD_OUT)
     nothing = np.empty(0, np.intp)
     if wanted < FEWEST_HELD_OUT:
         return rows, nothing

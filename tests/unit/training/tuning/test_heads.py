@@ -95,13 +95,6 @@ def test_the_same_seed_holds_out_the_same_examples_and_another_one_others():
     assert first == again != other
 
 
-@pytest.mark.parametrize(("labels", "held_out"), [(59, 0), (60, 20), (133, 20), (200, 30)])
-def test_of_few_labels_enough_are_held_out_to_tell_epochs_apart(labels, held_out):
-    given = examples(labels, abc=np.arange(labels) % 3)
-    assert len(hold_out([ABC], given, 0.15, 0)[1]) == held_out
-    assert not len(hold_out([ABC], given, 0.0, 0)[1])
-
-
 def test_a_handful_is_not_worth_holding_out_and_unanswered_examples_are_in_neither():
     given = examples(100, abc=np.where(np.arange(100) < 50, 1, -1))
     train, held = hold_out([ABC], given, 0.2, 0)
